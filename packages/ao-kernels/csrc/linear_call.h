@@ -1,0 +1,77 @@
+// Binding of the weight-only linear ops: reads and checks the arguments of
+// (n_threads, x, codes, scale, zero, [bits,] group_size, bias=None) and runs the kernel without the GIL.
+// Whatever the kernels do not take as it is (other types, strides, devices, wrong shapes) gives NotImplemented: the
+// Python side then makes it contiguous, goes elsewhere, or words the refusal.
+#pragma once
+#include "cpu_features.h"
+#include "linear.h"
+#include "tensor.h"
+
+namespace ao {
+
+struct LinearCall {
+  LinearArgs args;
+  Tensor x;
+
+  // bits 0: int8 codes and no zero.
+  bool read(PyObject* n_threads, PyObject* x_object, PyObject* codes_object, PyObject* scale_object,
+            PyObject* zero_object, int64_t bits, int64_t group_size, PyObject* bias_object) {
+    Tensor codes, scale, zero, bias;
+    int64_t threads;
+    if (!read_int(n_threads, &threads) || !read_tensor(x_object, &x) ||
+        !read_tensor(codes_object, &codes) || !read_tensor(scale_object, &scale))
+      return false;
+    if (x.ndim < 1 || !is_activation_dtype(x.dtype) || group_size < 1) return false;
+    const int64_t K = x.size(-1);
+    if (codes.ndim != 2 || codes.dtype != (bits ? DType::u8 : DType::i8)) return false;
+    const int64_t N = codes.shape[0];
+    const int64_t row_bytes = bits ? (K + 7) / 8 * bits : K;
+    if (!codes.is_matrix(N, row_bytes) || K == 0) return false;
+    if (group_size < K && group_size % 8 != 0) return false;
+    const int64_t G = (K + group_size - 1) / group_size;
+    if (scale.ndim != 2 || (scale.shape[0] != N && scale.shape[0] != 1)) return false;
+    if (!scale.is_matrix(scale.shape[0], G) || !is_scale_dtype(scale.dtype)) return false;
+    const bool has_zero = zero_object != Py_None;
+    if (has_zero && (!read_tensor(zero_object, &zero) || zero.dtype != scale.dtype ||
+                     !zero.is_matrix(scale.shape[0], G)))
+      return false;
+    const bool has_bias = bias_object != Py_None;
+    if (has_bias && (!read_tensor(bias_object, &bias) || bias.ndim != 1 || bias.shape[0] != N ||
+                     !bias.contiguous() || !is_activation_dtype(bias.dtype)))
+      return false;
+
+    int64_t M = 1;
+    for (int d = 0; d < x.ndim - 1; ++d) M *= x.shape[d];
+    // One stride for all rows: contiguous, or a matrix whose rows are adjacent elements.
+    int64_t x_stride = K;
+    if (!x.contiguous()) {
+      if (x.ndim != 2 || x.strides[1] != 1 || x.strides[0] < K) return false;
+      x_stride = x.strides[0];
+    }
+    args = LinearArgs{
+        .x = x.data, .y = nullptr, .codes = codes.as<uint8_t>(), .scale = scale.data,
+        .zero = has_zero ? zero.data : nullptr, .bias = has_bias ? bias.data : nullptr,
+        .M = M, .N = N, .K = K, .G = G, .x_stride = x_stride,
+        .group_size = group_size < K ? group_size : K, .row_bytes = row_bytes,
+        .scale_stride = scale.shape[0] == 1 && N != 1 ? 0 : G, .bits = static_cast<int>(bits),
+        .n_threads = static_cast<int>(threads), .x_dtype = x.dtype, .scale_dtype = scale.dtype,
+        .bias_dtype = has_bias ? bias.dtype : DType::f32};
+    return true;
+  }
+
+  PyObject* run(LinearKernel* kernel) {
+    constexpr int kMaxDims = 16;
+    if (x.ndim > kMaxDims) return not_implemented();
+    int64_t shape[kMaxDims];
+    for (int d = 0; d < x.ndim - 1; ++d) shape[d] = x.shape[d];
+    shape[x.ndim - 1] = args.N;
+    PyObject* y = new_tensor(x.ndim, shape, x.dtype, &args.y);
+    if (!y || args.M == 0 || args.N == 0) return y;
+    PyThreadState* const state = PyEval_SaveThread();
+    kernel(args);
+    PyEval_RestoreThread(state);
+    return y;
+  }
+};
+
+}  // namespace ao

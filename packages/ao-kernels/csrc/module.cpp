@@ -1,0 +1,25 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu_features.h"
+#include "parallel.h"
+#include "tensor.h"
+
+namespace py = pybind11;
+
+// One declaration and one call an op; each is defined in csrc/<op>.cpp.
+void register_bandwidth(py::module_& m);
+void register_int4_linear(py::module_& m);
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU kernels of ao_kernels: raw addresses and sizes, no torch headers.";
+  ao::bind_torch();
+  m.def("isa", [] { return ao::isa_name(ao::current_isa()); }, "Instruction set in use.");
+  m.def("available_isas", &ao::available_isas, "Instruction sets this machine can run, best last.");
+  m.def("set_isa", &ao::set_isa, py::arg("name"));
+  m.def("thread_backend", &ao::thread_backend, "'openmp' or 'pool'.");
+  m.def("set_thread_backend", &ao::set_thread_backend, py::arg("name"));
+
+  register_bandwidth(m);
+  register_int4_linear(m);
+}

@@ -1,0 +1,366 @@
+"""The registry of ops: one schema, one fake, one reference, one backward and any number of kernels each.
+
+An op module defines the op by decorating its reference, a plain function over plain tensors::
+
+    @op("(Tensor x, Tensor codes, int group_size) -> Tensor", tensors=("x",))
+    def my_linear(x, codes, group_size): ...      # plain torch, any device, any shape
+
+    @my_linear.check                              # words every refusal; raises or returns None
+    @my_linear.fake                               # shape and dtype of the result
+    @my_linear.backward                           # gradient with respect to the differentiable arguments
+
+and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``. Where a call goes:
+
+* eager, plain tensors, nothing to differentiate: straight to the kernel, past the dispatcher (a custom op costs 6 to
+  11 us a call, this path about 1.5 us with the allocation of the result; see docs/decisions/0003-threads.md);
+* a gradient is wanted: ``torch.autograd.Function`` around the same;
+* torch.compile, export, fake tensors, tensor subclasses, dispatch modes: the custom op ``ao::<name>``, or, when
+  no kernel takes the call, the reference itself, so that Inductor can fuse it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _len_torch_dispatch_stack as _n_dispatch_modes
+from torch.compiler import is_dynamo_compiling
+
+_BACKENDS = ("reference", "cpu", "triton")
+_ACCELERATORS = ("cuda", "xpu")
+_PLAIN = (Tensor, torch.nn.Parameter)
+_LIBRARY = torch.library.Library("ao", "DEF")
+_n_threads = torch.get_num_threads
+_grad_mode = torch.is_grad_enabled
+
+OPS: dict[str, Op] = {}
+_forced: str | None = None
+
+
+def _refuses(*_: object) -> Any:
+    """Stands for a kernel that takes nothing."""
+    return NotImplemented
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """One implementation of an op.
+
+    ``supports(*args)`` gives None, or the reason why the kernel does not take these arguments. ``run(*args)`` may
+    assume that it does, that ``check`` passed, and that all tensors are plain and on one of ``devices``.
+    ``direct(n_threads, *args)``, where there is one, is tried first in eager mode: it does the work of ``supports`` and ``run``
+    in one call and gives NotImplemented when it does not take the arguments as they are.
+    """
+
+    name: str
+    backend: str
+    devices: tuple[str, ...]
+    supports: Callable[..., str | None]
+    run: Callable[..., Any]
+    direct: Callable[..., Any] | None = None
+
+
+class Op:
+    """A callable op; see the module docstring. Built by :func:`op`, listed in :data:`OPS`."""
+
+    def __init__(
+        self, reference: Callable[..., Any], *, schema: str, tensors: tuple[str, ...]
+    ) -> None:
+        self.name = reference.__name__
+        self.__name__ = self.name
+        self.__doc__ = reference.__doc__
+        self.__module__ = reference.__module__
+        self.__wrapped__ = reference  # inspect.signature and doctest see the reference
+        self.reference = reference
+        self.schema = torch._C.parse_schema(f"ao::{self.name}{schema}")
+        self.kernels: list[Kernel] = []
+        self._parameters = [argument.name for argument in self.schema.arguments]
+        self._defaults = [
+            (argument.default_value,) if argument.has_default_value() else None
+            for argument in self.schema.arguments
+        ]
+        self._differentiable = [self._parameters.index(name) for name in tensors]
+        self._check: Callable[..., None] = lambda *args: None
+        self._backward: Callable[..., tuple[Any, ...]] | None = None
+        self._direct: Callable[..., Any] = _refuses  # of CPU tensors; _device_direct has the others
+        self._device_direct: dict[str, Callable[..., Any]] = {}
+        self._loaded: set[str] = set()
+        _LIBRARY.define(f"{self.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        self.overload = getattr(torch.ops.ao, self.name).default
+        for key in ("CPU", "CUDA"):
+            _LIBRARY.impl(self.name, self._run_custom, key)
+        OPS[self.name] = self
+
+    def __repr__(self) -> str:
+        return f"<op ao::{self.schema}>".replace("ao::ao::", "ao::")
+
+    # ------------------------------------------------------------ definition
+
+    def check(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Decorator: raises TypeError or ValueError, in the caller's words, for arguments no implementation can take."""
+        self._check = function
+        return function
+
+    def fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: the result without data; runs after ``check``."""
+
+        def checked(*args: Any) -> Any:
+            args = self._bind(args, {})
+            self._check(*args)
+            return function(*args)
+
+        torch.library.register_fake(f"ao::{self.name}", checked, lib=_LIBRARY)
+        return function
+
+    def backward(self, function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        """Decorator: ``function(grad, args, needs)`` gives one gradient or None per differentiable argument."""
+        self._backward = function
+        positions, n_args = self._differentiable, len(self._parameters)
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            _save(ctx, inputs)
+
+        def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+            needs = [ctx.needs_input_grad[position] for position in positions]
+            grads: list[Any] = [None] * n_args
+            for position, each in zip(positions, function(grad, _saved(ctx), needs), strict=True):
+                grads[position] = each
+            return tuple(grads)
+
+        torch.library.register_autograd(
+            f"ao::{self.name}", backward, setup_context=setup_context, lib=_LIBRARY
+        )
+
+        class Direct(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: Any) -> Any:
+                _save(ctx, inputs)
+                return self._run(inputs)
+
+        Direct.backward = staticmethod(backward)  # type: ignore[assignment,method-assign]
+        self._autograd = Direct
+        return function
+
+    def kernel(
+        self,
+        name: str,
+        *,
+        device: str | tuple[str, ...],
+        supports: Callable[..., str | None],
+        direct: Callable[..., Any] | None = None,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator that adds a kernel; ``name`` is its backend ("cpu", "triton") or "<backend>:<variant>".
+
+        Kernels of one device are tried in the order in which they were added.
+        """
+
+        def add(run: Callable[..., Any]) -> Callable[..., Any]:
+            devices = (device,) if isinstance(device, str) else device
+            self.kernels.append(
+                Kernel(name, name.partition(":")[0], devices, supports, run, direct)
+            )
+            self._choose_direct()
+            return run
+
+        return add
+
+    # ------------------------------------------------------------ calls
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if is_dynamo_compiling():
+            return self._trace(self._bind((x, *args), kwargs))
+        if not kwargs and not _n_dispatch_modes() and not (_grad_mode() and self._wants_grad(x, args)):
+            y = self._direct(_n_threads(), x, *args)
+            if y is not NotImplemented:
+                return y
+        return self._general(self._bind((x, *args), kwargs))
+
+    def why_not(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+        """Why each kernel does not take this call, by kernel name; kernels that take it are absent.
+
+        Empty values never appear: ``{}`` means that every kernel takes the call.
+        """
+        bound = self._bind(args, kwargs)
+        self._check(*bound)
+        device = _device_of(bound)
+        self._load(device)
+        reasons = {}
+        for backend in ("cpu", "triton"):
+            missing = self._missing(backend, device)
+            if missing:
+                reasons[backend] = missing
+        for kernel in self.kernels:
+            reason = self._refusal(kernel, device, bound)
+            if reason:
+                reasons[kernel.name] = reason
+        return reasons
+
+    def _wants_grad(self, x: Tensor, args: tuple[Any, ...]) -> bool:
+        if x.requires_grad:
+            return True
+        n_given = len(args)
+        for position in self._differentiable:
+            if 0 < position <= n_given:
+                value = args[position - 1]
+                if value is not None and value.requires_grad:
+                    return True
+        return False
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        parameters = self._parameters
+        if len(args) == len(parameters) and not kwargs:
+            return args
+        if len(args) > len(parameters):
+            raise TypeError(f"{self.name} takes {len(parameters)} arguments; {len(args)} were given")
+        bound = list(args)
+        used = 0
+        for index in range(len(args), len(parameters)):
+            name, default = parameters[index], self._defaults[index]
+            if name in kwargs:
+                bound.append(kwargs[name])
+                used += 1
+            elif default is not None:
+                bound.append(default[0])
+            else:
+                raise TypeError(f"{self.name} needs the argument '{name}'")
+        if used != len(kwargs):
+            wrong = [name for name in kwargs if name not in parameters[len(args) :]]
+            raise TypeError(f"{self.name} got unexpected or repeated arguments: {', '.join(wrong)}")
+        return tuple(bound)
+
+    def _general(self, args: tuple[Any, ...]) -> Any:
+        special = _n_dispatch_modes() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+        if special or not all(type(a) in _PLAIN for a in args if isinstance(a, Tensor)):
+            return self.overload(*args)
+        if _grad_mode() and self._wants_grad(args[0], args[1:]):
+            self._check(*args)
+            return self._autograd.apply(*args)
+        return self._run(args)
+
+    def _trace(self, args: tuple[Any, ...]) -> Any:
+        # Triton modules cannot be imported from a traced frame: on an accelerator the custom op chooses when it runs.
+        if args[0].device.type in _ACCELERATORS and "triton" not in self._loaded:
+            return self.overload(*args)
+        if self._select(args) is None:
+            self._check(*args)
+            return self.reference(*args)
+        return self.overload(*args)
+
+    def _run_custom(self, *args: Any) -> Any:
+        return self._run(self._bind(args, {}))
+
+    def _run(self, args: tuple[Any, ...]) -> Any:
+        """Plain tensors, no autograd: the best kernel, or the reference."""
+        device = _device_of(args)
+        self._load(device)
+        direct = self._device_direct.get(device)
+        if direct is not None:
+            y = direct(_n_threads(), *args)
+            if y is not NotImplemented:
+                return y
+        self._check(*args)
+        kernel = self._select(args)
+        return self.reference(*args) if kernel is None else kernel.run(*args)
+
+    # ------------------------------------------------------------ choice
+
+    def _select(self, args: tuple[Any, ...]) -> Kernel | None:
+        device = _device_of(args)
+        for kernel in self.kernels:
+            if self._refusal(kernel, device, args) is None:
+                return kernel
+        if _forced is not None and _forced != "reference":
+            raise RuntimeError(
+                f"AO_KERNELS={_forced} is set, and no {_forced} kernel of {self.name} takes this call: "
+                f"{self.why_not(*args).get(_forced, 'none is registered')}"
+            )
+        return None
+
+    def _refusal(self, kernel: Kernel, device: str, args: tuple[Any, ...]) -> str | None:
+        if _forced is not None and kernel.backend != _forced:
+            return f"AO_KERNELS={_forced} is set"
+        if device not in kernel.devices:
+            return f"runs on {' and '.join(kernel.devices)}; the arguments are on {device}"
+        return kernel.supports(*args)
+
+    def _missing(self, backend: str, device: str) -> str | None:
+        if any(kernel.backend == backend for kernel in self.kernels):
+            return None
+        if backend not in self._loaded:
+            return f"runs on {' and '.join(_ACCELERATORS)}; the arguments are on {device}"
+        return _UNAVAILABLE.get(backend) or f"{self.name} has no {backend} kernel"
+
+    def _load(self, device: str) -> None:
+        """Imports the kernel modules that arguments on ``device`` could use."""
+        if "cpu" not in self._loaded:
+            self._load_backend("cpu")
+        wants_triton = device in _ACCELERATORS or _forced == "triton"
+        if wants_triton and "triton" not in self._loaded:
+            self._load_backend("triton")
+
+    def _load_backend(self, backend: str) -> None:
+        self._loaded.add(backend)
+        package = importlib.import_module(f"ao_kernels.{backend}")
+        if package.unavailable:
+            _UNAVAILABLE[backend] = package.unavailable
+        elif self.name in package.KERNELS:
+            importlib.import_module(f"ao_kernels.{backend}.{self.name}")
+
+    def _choose_direct(self) -> None:
+        """Recomputes the direct entries after a kernel was added or forced."""
+        self._device_direct.clear()
+        for kernel in self.kernels:
+            if kernel.direct is None or _forced not in (None, kernel.backend):
+                continue
+            for device in kernel.devices:
+                self._device_direct.setdefault(device, kernel.direct)
+        self._direct = self._device_direct.get("cpu", _refuses)
+
+
+_UNAVAILABLE: dict[str, str] = {}
+
+
+def op(schema: str, *, tensors: tuple[str, ...]) -> Callable[[Callable[..., Any]], Op]:
+    """Decorator that makes an :class:`Op` of a reference function.
+
+    ``schema`` is the part of the torch.library schema after the name; ``tensors`` names the arguments that
+    can be differentiated.
+    """
+    return lambda reference: Op(reference, schema=schema, tensors=tensors)
+
+
+def force(backend: str | None) -> str | None:
+    """Uses only the kernels of ``backend`` ("reference", "cpu", "triton"), or, with None, the best ones again.
+
+    A call that the forced backend cannot take raises. Returns what was forced before. The environment variable
+    AO_KERNELS sets the initial value.
+    """
+    global _forced
+    if backend is not None and backend not in _BACKENDS:
+        raise ValueError(f"unknown kernel backend {backend!r}; use one of {', '.join(_BACKENDS)}")
+    previous, _forced = _forced, backend
+    for each in OPS.values():
+        each._choose_direct()
+    return previous
+
+
+def _device_of(args: tuple[Any, ...]) -> str:
+    return args[0].device.type
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    ctx.save_for_backward(*(a if isinstance(a, Tensor) else None for a in inputs))
+    ctx.others = tuple(None if isinstance(a, Tensor) else a for a in inputs)
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+    return tuple(other if tensor is None else tensor for tensor, other in pairs)
+
+
+force(os.environ.get("AO_KERNELS") or None)

@@ -1,0 +1,15 @@
+"""Triton kernels; imported only when arguments are on an accelerator or AO_KERNELS=triton.
+
+``unavailable`` says why there are none ("" when there are).
+"""
+
+KERNELS: tuple[str, ...] = ()
+
+try:
+    import triton  # noqa: F401
+except ImportError as error:
+    unavailable = f"triton cannot be imported ({error}); pip install ao-kernels[triton]"
+else:
+    unavailable = ""
+
+__all__ = ["KERNELS", "unavailable"]
