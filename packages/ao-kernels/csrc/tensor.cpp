@@ -82,11 +82,12 @@ void set_python_error(void*, const char*, const char* message) {
 
 bool Tensor::contiguous() const {
   int64_t expected = 1;
+  bool dense = true;
   for (int d = ndim - 1; d >= 0; --d) {
-    if (shape[d] != 1 && strides[d] != expected) return false;
+    dense = dense && (shape[d] == 1 || strides[d] == expected);
     expected *= shape[d];
   }
-  return true;
+  return dense || expected == 0;
 }
 
 void bind_torch() {

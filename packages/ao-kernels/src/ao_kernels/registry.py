@@ -174,7 +174,11 @@ class Op:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if is_dynamo_compiling():
             return self._trace(self._bind((x, *args), kwargs))
-        if not kwargs and not _n_dispatch_modes() and not (_grad_mode() and self._wants_grad(x, args)):
+        if (
+            not kwargs
+            and not _n_dispatch_modes()
+            and not (_grad_mode() and self._wants_grad(x, args))
+        ):
             y = self._direct(_n_threads(), x, *args)
             if y is not NotImplemented:
                 return y
@@ -216,7 +220,9 @@ class Op:
         if len(args) == len(parameters) and not kwargs:
             return args
         if len(args) > len(parameters):
-            raise TypeError(f"{self.name} takes {len(parameters)} arguments; {len(args)} were given")
+            raise TypeError(
+                f"{self.name} takes {len(parameters)} arguments; {len(args)} were given"
+            )
         bound = list(args)
         used = 0
         for index in range(len(args), len(parameters)):
@@ -234,7 +240,9 @@ class Op:
         return tuple(bound)
 
     def _general(self, args: tuple[Any, ...]) -> Any:
-        special = _n_dispatch_modes() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+        special = (
+            _n_dispatch_modes() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+        )
         if special or not all(type(a) in _PLAIN for a in args if isinstance(a, Tensor)):
             return self.overload(*args)
         if _grad_mode() and self._wants_grad(args[0], args[1:]):

@@ -4,9 +4,7 @@
 loaded, or by the environment variable AO_KERNELS_ISA=generic|avx2|avx512|neon.
 """
 
-KERNELS = (
-    "int4_linear",
-)
+KERNELS = ("int4_linear",)
 
 try:
     from ao_kernels import _C

@@ -39,7 +39,13 @@ def check_bias(op: str, bias: Tensor | None, n_features: int) -> None:
 
 
 def check_intx(
-    op: str, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, length: int
+    op: str,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    length: int,
 ) -> None:
     """Packed codes of ``length`` input features with their scales and zeros."""
     if not 1 <= bits <= 8:
@@ -62,7 +68,9 @@ def check_int8(op: str, codes: Tensor, scale: Tensor, group_size: int, length: i
     """int8 codes of ``length`` input features with their scales."""
     _check_matrix(op, "codes", codes, torch.int8)
     if codes.shape[1] != length:
-        raise ValueError(f"{op}: codes have {codes.shape[1]} columns; x has {length} input features")
+        raise ValueError(
+            f"{op}: codes have {codes.shape[1]} columns; x has {length} input features"
+        )
     _check_scale(op, codes.shape[0], scale, group_size, length)
 
 
@@ -79,14 +87,14 @@ def dequantize_intx(
     """w_NK = (code - zero) * scale in ``dtype``."""
     q_NK = unpack(codes, bits, length).to(dtype)
     zero_point = (
-        float(2 ** (bits - 1)) if zero is None else expand_groups(zero.to(dtype), group_size, length)
+        float(2 ** (bits - 1))
+        if zero is None
+        else expand_groups(zero.to(dtype), group_size, length)
     )
     return (q_NK - zero_point) * expand_groups(scale.to(dtype), group_size, length)
 
 
-def dequantize_int8(
-    codes: Tensor, scale: Tensor, *, group_size: int, dtype: torch.dtype
-) -> Tensor:
+def dequantize_int8(codes: Tensor, scale: Tensor, *, group_size: int, dtype: torch.dtype) -> Tensor:
     """w_NK = code * scale in ``dtype``."""
     return codes.to(dtype) * expand_groups(scale.to(dtype), group_size, codes.shape[1])
 
@@ -128,7 +136,9 @@ def _check_matrix(op: str, name: str, tensor: Tensor, dtype: torch.dtype) -> Non
     if tensor.dtype != dtype:
         raise TypeError(f"{op}: {name} have dtype {tensor.dtype}; they must be {dtype}")
     if tensor.dim() != 2:
-        raise ValueError(f"{op}: {name} have shape {tuple(tensor.shape)}; a weight has two dimensions")
+        raise ValueError(
+            f"{op}: {name} have shape {tuple(tensor.shape)}; a weight has two dimensions"
+        )
 
 
 def _check_scale(op: str, n_rows: int, scale: Tensor, group_size: int, length: int) -> None:
