@@ -1,0 +1,318 @@
+"""The ordinary tensor operations of every QTensor, in terms of its fields and `layout()`.
+
+Views speak logical coordinates. A cut must fall between blocks (or inside one block that nothing else shares),
+because a block's scale cannot be split; anything else is refused with the coordinates that would work.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UnsupportedOpError
+from .tensor import QTensor
+
+__all__: list[str] = []
+
+aten = torch.ops.aten
+
+
+# ------------------------------------------------------------------------------------------ copies and moves
+
+
+@QTensor.implements(aten.detach.default, aten.alias.default, aliasing=True)
+def _detach(q: QTensor) -> QTensor:
+    return q.map(lambda t: t.detach())
+
+
+@QTensor.implements(aten.clone.default)
+def _clone(q: QTensor, *, memory_format: Any = None) -> QTensor:
+    return q.map(lambda t: t.clone())
+
+
+@QTensor.implements(aten.contiguous.default)
+def _contiguous(q: QTensor, *, memory_format: Any = None) -> QTensor:
+    return q.map(lambda t: t.contiguous())
+
+
+@QTensor.implements(aten._to_copy.default)
+def _to_copy(q: QTensor, *, dtype: Any = None, device: Any = None, non_blocking: bool = False, **_: Any) -> QTensor:
+    """Moves the fields; a dtype changes what the tensor stands for (dequantize's dtype), not what is stored."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"{type(q).__name__} stands for a float weight and cannot become {dtype}; call .dequantize() first")
+    moved = q.map(lambda t: t.to(device=device, non_blocking=non_blocking, copy=True))
+    return moved.rebuild(dtype=dtype) if dtype is not None else moved
+
+
+@QTensor.implements(aten._pin_memory.default)
+def _pin_memory(q: QTensor, device: Any = None) -> QTensor:
+    return q.map(lambda t: t.pin_memory())
+
+
+@QTensor.implements(aten.is_pinned.default)
+def _is_pinned(q: QTensor, device: Any = None) -> bool:
+    return all(t.is_pinned() for t in q.tensors().values())
+
+
+@QTensor.implements(aten.empty_like.default)
+def _empty_like(q: QTensor, *, dtype: Any = None, device: Any = None, **_: Any) -> QTensor:
+    return q.map(lambda t: torch.empty_like(t, device=device), dtype=dtype or q.dtype)
+
+
+@QTensor.implements(aten.copy_.default)
+def _copy_(q: QTensor, source: Tensor, non_blocking: bool = False) -> QTensor:
+    """Codes from a tensor of the same format and shape; a float source is quantized with this tensor's options."""
+    if not isinstance(q, QTensor):
+        raise TypeError(f"cannot copy a {type(source).__name__} into a plain tensor; call .dequantize() first")
+    if not isinstance(source, QTensor):
+        source = q.requantize(source.to(device=q.device).expand(q.shape))
+    ours, theirs = q.tensors(), source.tensors()
+    same = type(q) is type(source) and q.shape == source.shape and q.metadata() == source.metadata()
+    if not same or {k: t.shape for k, t in ours.items()} != {k: t.shape for k, t in theirs.items()}:
+        raise ValueError(f"copy_: formats differ: cannot copy\n  {source!r}\ninto\n  {q!r}")
+    for name, t in ours.items():
+        t.copy_(theirs[name], non_blocking=non_blocking)
+    return q
+
+
+@QTensor.implements(Tensor.data.__set__)  # type: ignore[attr-defined]
+def _set_data(q: QTensor, source: Tensor) -> None:
+    if type(q) is not type(source) or q.shape != source.shape:
+        raise TypeError(f".data of {q!r} takes a tensor of the same format and shape, got {source!r}")
+    with torch._C.DisableTorchFunctionSubclass():
+        Tensor.data.__set__(q, source.detach())  # type: ignore[attr-defined]
+    q.__dict__.update({k: source.__dict__[k] for k in (*q._data, *q._meta)})
+
+
+@QTensor.implements(torch._has_compatible_shallow_copy_type)
+def _has_compatible_shallow_copy_type(q: Tensor, other: Tensor) -> bool:
+    return False  # modules swap parameters instead, which keeps fields and wrapper together
+
+
+@QTensor.implements(aten.equal.default)
+def _equal(a: QTensor, b: Tensor) -> bool:
+    if type(a) is not type(b) or a.shape != b.shape or a.metadata() != b.metadata():
+        return False
+    ours, theirs = a.tensors(), b.tensors()
+    return set(ours) == set(theirs) and all(torch.equal(t, theirs[k]) for k, t in ours.items())
+
+
+@QTensor.implements(torch.allclose)
+def _allclose(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> bool:
+    a, b = (t.dequantize() if isinstance(t, QTensor) else t for t in (a, b))
+    return torch.allclose(a, b, *args, **kwargs)
+
+
+@QTensor.implements(Tensor.nbytes.__get__)  # type: ignore[attr-defined]
+def _nbytes(q: QTensor) -> int:
+    return sum(t.nbytes for t in q.tensors().values())
+
+
+# ------------------------------------------------------------------------------------------ cuts
+
+
+def _canonical(q: QTensor, dim: int) -> tuple[int, int]:
+    """A dimension as the caller sees it, and as the fields have it."""
+    dim = dim % q.dim()
+    if q.transposed and dim >= q.dim() - 2:
+        return dim, 2 * q.dim() - 3 - dim
+    return dim, dim
+
+
+def _cut(q: QTensor, dim: int, start: int, stop: int) -> QTensor:
+    """Elements [start, stop) of a dimension."""
+    seen, dim = _canonical(q, dim)
+    size, fields, aligned = q.shape[seen], {}, 1
+    for name, dims in q.layout().items():
+        if dims[dim] is None:
+            fields[name] = q.__dict__[name]
+            continue
+        logical, stored = dims[dim]
+        aligned = max(aligned, logical)
+        first, last = start // logical, -(-stop // logical)
+        inside_one_block = last - first <= 1 and start % logical == 0
+        if start % logical or (stop % logical and stop != size and not inside_one_block):
+            raise UnsupportedOpError(
+                f"cannot cut [{start}:{stop}] out of dimension {seen} (size {size}) of a {type(q).__name__}: {name} has one "
+                f"block for every {logical} elements there, so cuts fall on multiples of {logical}. Call .dequantize() first."
+            )
+        fields[name] = q.__dict__[name].narrow(dim, first * stored, max(last - first, 0) * stored)
+    return q.rebuild(shape=_with(q.shape, seen, max(stop - start, 0)), **fields)
+
+
+def _with(shape: torch.Size, dim: int, size: int) -> torch.Size:
+    return torch.Size([*shape[:dim], size, *shape[dim + 1 :]])
+
+
+@QTensor.implements(aten.slice.Tensor, aliasing=True)
+def _slice(q: QTensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> QTensor:
+    size = q.shape[dim]
+    start, stop, _ = slice(start, end).indices(size)
+    if step != 1:
+        raise UnsupportedOpError(f"a {type(q).__name__} is sliced with step 1, got {step}; call .dequantize() first")
+    return _cut(q, dim, start, max(start, stop))
+
+
+@QTensor.implements(aten.narrow.default)
+def _narrow(q: QTensor, dim: int, start: int, length: int) -> QTensor:
+    return _cut(q, dim, start % max(q.shape[dim], 1), start % max(q.shape[dim], 1) + length)
+
+
+@QTensor.implements(aten.select.int, aliasing=True)
+def _select(q: QTensor, dim: int, index: int) -> QTensor:
+    seen, canonical = _canonical(q, dim)
+    size = q.shape[seen]
+    if not -size <= index < size:
+        raise IndexError(f"index {index} is out of range for dimension {seen} of size {size}")
+    layout = q.layout()
+    if q.dim() < 3 or canonical >= q.dim() - 2 or any(d[canonical] not in (None, (1, 1)) for d in layout.values()):
+        raise UnsupportedOpError(f"{type(q).__name__}: select works on leading dimensions of (E, N, K) weights; call .dequantize() first")
+    fields = {
+        name: q.__dict__[name].select(canonical, 0 if dims[canonical] is None else index % size)
+        for name, dims in layout.items()
+    }
+    return q.rebuild(shape=torch.Size([*q.shape[:seen], *q.shape[seen + 1 :]]), **fields)
+
+
+@QTensor.implements(aten.split.Tensor, aliasing=True)
+def _split(q: QTensor, size: int, dim: int = 0) -> list[QTensor]:
+    total = q.shape[dim]
+    return [_cut(q, dim, at, min(at + size, total)) for at in range(0, max(total, 1), max(size, 1))]
+
+
+@QTensor.implements(aten.split_with_sizes.default, aliasing=True)
+def _split_with_sizes(q: QTensor, sizes: list[int], dim: int = 0) -> list[QTensor]:
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    if not ends or ends[-1] != q.shape[dim]:
+        raise ValueError(f"split: sizes {list(sizes)} do not add up to {q.shape[dim]}")
+    return [_cut(q, dim, end - n, end) for n, end in zip(sizes, ends, strict=True)]
+
+
+@QTensor.implements(aten.chunk.default)
+def _chunk(q: QTensor, chunks: int, dim: int = 0) -> list[QTensor]:
+    return _split(q, -(-q.shape[dim] // chunks), dim)
+
+
+@QTensor.implements(aten.index_select.default)
+def _index_select(q: QTensor, dim: int, index: Tensor) -> QTensor:
+    seen, canonical = _canonical(q, dim)
+    dims = {name: d[canonical] for name, d in q.layout().items()}
+    if any(d not in (None, (1, 1)) for d in dims.values()):
+        raise UnsupportedOpError(f"{type(q).__name__}: index_select works on unblocked dimensions; call .dequantize() first")
+    fields = {name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index) for name, d in dims.items()}
+    return q.rebuild(shape=_with(q.shape, seen, len(index)), **fields)
+
+
+@QTensor.implements(aten.cat.default)
+def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
+    first = parts[0]
+    seen, canonical = _canonical(first, dim)
+    for part in parts:
+        if type(part) is not type(first) or part.metadata() != first.metadata():
+            raise ValueError(f"cat: all parts must have one format; got\n  {first!r}\nand\n  {part!r}")
+    parts = [p for p in parts if p.shape[seen]] or [first]
+    fields = {}
+    for name, dims in parts[0].layout().items():
+        tensors = [p.__dict__[name] for p in parts]
+        pair = dims[canonical]
+        ragged = pair is not None and [p for p in parts[:-1] if p.shape[seen] % pair[0]]
+        if pair is None or ragged:
+            shared = all(torch.equal(t, tensors[0]) for t in tensors[1:])
+            if not shared or (ragged and sum(p.shape[seen] for p in parts) > pair[0]):
+                raise UnsupportedOpError(
+                    f"cat: parts of a {type(first).__name__} along dimension {seen} cannot be joined: {name} differs between "
+                    "them or a block ends inside a part. Call .dequantize() first."
+                )
+            fields[name] = tensors[0]
+        else:
+            fields[name] = torch.cat(tensors, canonical)
+    return parts[0].rebuild(shape=_with(first.shape, seen, sum(p.shape[seen] for p in parts)), **fields)
+
+
+# ------------------------------------------------------------------------------------------ shapes
+
+
+@QTensor.implements(aten.t.default, aliasing=True)
+def _t(q: QTensor) -> QTensor:
+    return _transpose(q, 0, 1)
+
+
+@QTensor.implements(aten.transpose.int, aliasing=True)
+def _transpose(q: QTensor, a: int, b: int) -> QTensor:
+    a, b = sorted((a % q.dim(), b % q.dim()))
+    if a == b:
+        return q.map(lambda t: t)
+    if (a, b) != (q.dim() - 2, q.dim() - 1):
+        raise UnsupportedOpError(f"{type(q).__name__}: only the last two dimensions can be swapped; call .dequantize() first")
+    shape = torch.Size([*q.shape[:-2], q.shape[-1], q.shape[-2]])
+    return q.rebuild(shape=shape, transposed=not q.transposed)
+
+
+@QTensor.implements(aten.permute.default, aliasing=True)
+def _permute(q: QTensor, order: list[int]) -> QTensor:
+    order, plain = [d % q.dim() for d in order], list(range(q.dim()))
+    if order == plain:
+        return q.map(lambda t: t)
+    if order == [*plain[:-2], plain[-1], plain[-2]]:
+        return _transpose(q, -2, -1)
+    raise UnsupportedOpError(f"{type(q).__name__}: only the last two dimensions can be swapped; call .dequantize() first")
+
+
+@QTensor.implements(aten.unsqueeze.default, aliasing=True)
+def _unsqueeze(q: QTensor, dim: int) -> QTensor:
+    dim = dim % (q.dim() + 1)
+    if dim > q.dim() - 2:
+        raise UnsupportedOpError(f"{type(q).__name__}: unsqueeze adds leading dimensions only; call .dequantize() first")
+    return q.map(lambda t: t.unsqueeze(dim), shape=torch.Size([*q.shape[:dim], 1, *q.shape[dim:]]))
+
+
+@QTensor.implements(aten.squeeze.dim, aliasing=True)
+def _squeeze(q: QTensor, dim: int) -> QTensor:
+    dim = dim % q.dim()
+    if dim < q.dim() - 2 and q.shape[dim] == 1:
+        return _select(q, dim, 0)
+    return q.map(lambda t: t)
+
+
+@QTensor.implements(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aliasing=True)
+def _view(q: QTensor, shape: list[int]) -> QTensor:
+    shape = _resolve(q, list(shape))
+    if shape == list(q.shape):
+        return q.map(lambda t: t)
+    keep = q.layout()
+    rows = all(d in (None, (1, 1)) for dims in keep.values() for d in dims[:-1])
+    if not q.transposed and shape[-1:] == list(q.shape[-1:]) and rows and not any(None in d[:-1] for d in keep.values()):
+        return q.map(lambda t: t.reshape(*shape[:-1], t.shape[-1]), shape=torch.Size(shape))
+    whole = all(d[-1] is not None and q.shape[-1] % d[-1][0] == 0 for d in keep.values())
+    if len(shape) == 1 and not q.transposed and rows and whole:
+        return q.map(lambda t: t.reshape(-1), shape=torch.Size(shape))
+    raise UnsupportedOpError(f"{type(q).__name__} of shape {tuple(q.shape)} cannot be viewed as {tuple(shape)}; call .dequantize() first")
+
+
+def _resolve(q: QTensor, shape: list[int]) -> list[int]:
+    if -1 in shape:
+        rest = 1
+        for n in shape:
+            rest *= n if n != -1 else 1
+        shape[shape.index(-1)] = q.numel() // max(rest, 1)
+    return shape
+
+
+@QTensor.implements(aten.as_strided.default)
+def _as_strided(q: QTensor, size: list[int], stride: list[int], offset: Any = None) -> QTensor:
+    if tuple(size) != tuple(q.shape) or tuple(stride) != tuple(q.stride()) or offset not in (None, 0):
+        raise UnsupportedOpError(f"as_strided of a {type(q).__name__} can only restate its own shape and strides")
+    return q.map(lambda t: t)
+
+
+@QTensor.implements(aten.new_zeros.default, aten.new_empty.default)
+def _new_zeros(q: QTensor, size: list[int], *, dtype: Any = None, device: Any = None, **_: Any) -> QTensor:
+    """A tensor of the same format and another shape; its codes are all zero until they are copied over."""
+    if len(size) != q.dim() or q.transposed:
+        raise UnsupportedOpError(f"new_zeros of a {type(q).__name__} keeps the number of dimensions ({q.dim()}), got size {list(size)}")
+    fields = {}
+    for name, dims in q.layout().items():
+        t = q.__dict__[name]
+        shape = [1 if d is None else -(-n // d[0]) * d[1] for n, d in zip(size, dims, strict=True)]
+        fields[name] = t.new_zeros(shape, device=device)
+    return q.rebuild(shape=torch.Size(size), dtype=dtype or q.dtype, **fields)
