@@ -11,12 +11,10 @@ layout, FSDP2's all-gather hooks and DTensor sharding.
         scale: Tensor           # (N, G) float32
         group_size: int
 
-        def layout(self):       # logical elements : stored elements, for each dimension
-            return {"codes": ((1, 1), (1, 1)), "scale": ((1, 1), (self.group_size, 1))}
+        def layout(self):   # how each field follows each dimension: see Dim
+            return {"codes": ((1, 1), (1, 1)), "scale": (1, self.group_size)}
 
         def dequantize(self): ...
-
-`None` in place of a pair says that the field has size 1 there and is shared by all indices.
 
 Operations are defined on a class with `implements`; functions take their natural arguments. What is not defined raises
 a sentence that names the operation, the tensor and the way out.
@@ -37,8 +35,13 @@ from .errors import UnsupportedOpError
 
 __all__ = ["Dim", "QTensor"]
 
-Dim = tuple[int, int] | None
-"""How a field follows one logical dimension: (logical elements, stored elements), or None when it is shared."""
+Dim = tuple[int, int] | int | None
+"""How a field follows one logical dimension.
+
+    (n, m)   n logical elements are stored as m, in order: codes
+    g        one stored value is shared by g consecutive logical elements: scales
+    None     one stored value is shared by the whole dimension, whatever its size
+"""
 
 
 class QTensor(Tensor):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedOpError
-from .tensor import QTensor
+from .tensor import Dim, QTensor
 
 __all__: list[str] = []
 
@@ -110,6 +110,16 @@ def _nbytes(q: QTensor) -> int:
 
 # ------------------------------------------------------------------------------------------ cuts
 
+EACH = (None, 1, (1, 1))  # dimensions whose indices can be taken one by one
+
+
+def _stored(size: int, rule: Dim) -> int:
+    """Stored elements of a field along a dimension of `size` logical ones."""
+    if rule is None:
+        return 1
+    logical, stored = rule if isinstance(rule, tuple) else (rule, 1)
+    return -(-size // logical) * stored
+
 
 def _canonical(q: QTensor, dim: int) -> tuple[int, int]:
     """A dimension as the caller sees it, and as the fields have it."""
@@ -122,21 +132,22 @@ def _canonical(q: QTensor, dim: int) -> tuple[int, int]:
 def _cut(q: QTensor, dim: int, start: int, stop: int) -> QTensor:
     """Elements [start, stop) of a dimension."""
     seen, dim = _canonical(q, dim)
-    size, fields, aligned = q.shape[seen], {}, 1
+    size, fields = q.shape[seen], {}
     for name, dims in q.layout().items():
-        if dims[dim] is None:
-            fields[name] = q.__dict__[name]
+        rule, t = dims[dim], q.__dict__[name]
+        if rule is None:
+            fields[name] = t
             continue
-        logical, stored = dims[dim]
-        aligned = max(aligned, logical)
+        logical, stored = rule if isinstance(rule, tuple) else (rule, 1)
         first, last = start // logical, -(-stop // logical)
-        inside_one_block = last - first <= 1 and start % logical == 0
-        if start % logical or (stop % logical and stop != size and not inside_one_block):
+        one_block = last - first <= 1
+        starts_well = start % logical == 0 or (one_block and not isinstance(rule, tuple))
+        if not starts_well or not (stop % logical == 0 or stop == size or one_block):
             raise UnsupportedOpError(
-                f"cannot cut [{start}:{stop}] out of dimension {seen} (size {size}) of a {type(q).__name__}: {name} has one "
-                f"block for every {logical} elements there, so cuts fall on multiples of {logical}. Call .dequantize() first."
+                f"cannot cut [{start}:{stop}] out of dimension {seen} (size {size}) of a {type(q).__name__}: its {name} "
+                f"belong to {logical} elements each there, so cuts fall on multiples of {logical}. Call .dequantize() first."
             )
-        fields[name] = q.__dict__[name].narrow(dim, first * stored, max(last - first, 0) * stored)
+        fields[name] = t.narrow(dim, first * stored, max(last - first, 0) * stored if stop > start else 0)
     return q.rebuild(shape=_with(q.shape, seen, max(stop - start, 0)), **fields)
 
 
@@ -165,7 +176,7 @@ def _select(q: QTensor, dim: int, index: int) -> QTensor:
     if not -size <= index < size:
         raise IndexError(f"index {index} is out of range for dimension {seen} of size {size}")
     layout = q.layout()
-    if q.dim() < 3 or canonical >= q.dim() - 2 or any(d[canonical] not in (None, (1, 1)) for d in layout.values()):
+    if q.dim() < 3 or canonical >= q.dim() - 2 or any(d[canonical] not in EACH for d in layout.values()):
         raise UnsupportedOpError(f"{type(q).__name__}: select works on leading dimensions of (E, N, K) weights; call .dequantize() first")
     fields = {
         name: q.__dict__[name].select(canonical, 0 if dims[canonical] is None else index % size)
@@ -197,7 +208,7 @@ def _chunk(q: QTensor, chunks: int, dim: int = 0) -> list[QTensor]:
 def _index_select(q: QTensor, dim: int, index: Tensor) -> QTensor:
     seen, canonical = _canonical(q, dim)
     dims = {name: d[canonical] for name, d in q.layout().items()}
-    if any(d not in (None, (1, 1)) for d in dims.values()):
+    if any(d not in EACH for d in dims.values()):
         raise UnsupportedOpError(f"{type(q).__name__}: index_select works on unblocked dimensions; call .dequantize() first")
     fields = {name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index) for name, d in dims.items()}
     return q.rebuild(shape=_with(q.shape, seen, len(index)), **fields)
@@ -211,14 +222,15 @@ def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
         if type(part) is not type(first) or part.metadata() != first.metadata():
             raise ValueError(f"cat: all parts must have one format; got\n  {first!r}\nand\n  {part!r}")
     parts = [p for p in parts if p.shape[seen]] or [first]
-    fields = {}
+    fields, total = {}, sum(p.shape[seen] for p in parts)
     for name, dims in parts[0].layout().items():
         tensors = [p.__dict__[name] for p in parts]
         pair = dims[canonical]
-        ragged = pair is not None and [p for p in parts[:-1] if p.shape[seen] % pair[0]]
+        block = pair[0] if isinstance(pair, tuple) else pair
+        ragged = block is not None and any(p.shape[seen] % block for p in parts[:-1])
         if pair is None or ragged:
             shared = all(torch.equal(t, tensors[0]) for t in tensors[1:])
-            if not shared or (ragged and sum(p.shape[seen] for p in parts) > pair[0]):
+            if not shared or (ragged and (isinstance(pair, tuple) or total > block)):
                 raise UnsupportedOpError(
                     f"cat: parts of a {type(first).__name__} along dimension {seen} cannot be joined: {name} differs between "
                     "them or a block ends inside a part. Call .dequantize() first."
@@ -226,7 +238,7 @@ def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
             fields[name] = tensors[0]
         else:
             fields[name] = torch.cat(tensors, canonical)
-    return parts[0].rebuild(shape=_with(first.shape, seen, sum(p.shape[seen] for p in parts)), **fields)
+    return parts[0].rebuild(shape=_with(first.shape, seen, total), **fields)
 
 
 # ------------------------------------------------------------------------------------------ shapes
@@ -280,10 +292,11 @@ def _view(q: QTensor, shape: list[int]) -> QTensor:
     if shape == list(q.shape):
         return q.map(lambda t: t)
     keep = q.layout()
-    rows = all(d in (None, (1, 1)) for dims in keep.values() for d in dims[:-1])
+    rows = all(d in EACH for dims in keep.values() for d in dims[:-1])
     if not q.transposed and shape[-1:] == list(q.shape[-1:]) and rows and not any(None in d[:-1] for d in keep.values()):
         return q.map(lambda t: t.reshape(*shape[:-1], t.shape[-1]), shape=torch.Size(shape))
-    whole = all(d[-1] is not None and q.shape[-1] % d[-1][0] == 0 for d in keep.values())
+    lasts = [d[-1][0] if isinstance(d[-1], tuple) else d[-1] for d in keep.values()]
+    whole = all(block is not None and q.shape[-1] % block == 0 for block in lasts)
     if len(shape) == 1 and not q.transposed and rows and whole:
         return q.map(lambda t: t.reshape(-1), shape=torch.Size(shape))
     raise UnsupportedOpError(f"{type(q).__name__} of shape {tuple(q.shape)} cannot be viewed as {tuple(shape)}; call .dequantize() first")
@@ -313,6 +326,6 @@ def _new_zeros(q: QTensor, size: list[int], *, dtype: Any = None, device: Any = 
     fields = {}
     for name, dims in q.layout().items():
         t = q.__dict__[name]
-        shape = [1 if d is None else -(-n // d[0]) * d[1] for n, d in zip(size, dims, strict=True)]
+        shape = [_stored(n, d) for n, d in zip(size, dims, strict=True)]
         fields[name] = t.new_zeros(shape, device=device)
     return q.rebuild(shape=torch.Size(size), dtype=dtype or q.dtype, **fields)

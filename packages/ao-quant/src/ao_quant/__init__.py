@@ -1,0 +1,40 @@
+"""ao-quant: quantize the weights of PyTorch models.
+
+    from ao_quant import Int4WeightOnlyConfig, quantize_
+    report = quantize_(model, Int4WeightOnlyConfig())
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ao_core.granularity import PerAxis, PerGroup, PerRow, PerTensor
+from ao_core.match import FqnToConfig
+from ao_core.report import Report
+
+from .int4 import Int4WeightOnlyConfig, Int8DynamicActivationInt4WeightConfig
+from .int8 import Int8DynamicActivationInt8WeightConfig, Int8Tensor, Int8WeightOnlyConfig
+from .intx import Int8DynamicActivationIntxWeightConfig, IntxTensor, IntxWeightOnlyConfig
+from .quantize import quantize_
+
+try:
+    __version__ = version("ao-quant")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "FqnToConfig",
+    "Int4WeightOnlyConfig",
+    "Int8DynamicActivationInt4WeightConfig",
+    "Int8DynamicActivationInt8WeightConfig",
+    "Int8DynamicActivationIntxWeightConfig",
+    "Int8Tensor",
+    "Int8WeightOnlyConfig",
+    "IntxTensor",
+    "IntxWeightOnlyConfig",
+    "PerAxis",
+    "PerGroup",
+    "PerRow",
+    "PerTensor",
+    "Report",
+    "__version__",
+    "quantize_",
+]

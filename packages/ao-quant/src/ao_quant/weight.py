@@ -1,0 +1,230 @@
+"""IntWeight: what all integer weights have in common, as tensors and as operands.
+
+Letters: N output features, K input features, G groups, E experts. The weight is (N, K); experts are (E, N, K); a
+1x1 convolution is (N, K, 1, 1), with as many trailing ones as it has spatial dimensions.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ao_core.config import AOBaseConfig
+from ao_core.errors import ConfigError, UnsupportedOpError
+from ao_core.granularity import Granularity, PerAxis, PerGroup, PerRow, PerTensor
+from ao_core.tensor import Dim, QTensor
+
+__all__ = ["IntWeight", "check_granularity", "group_size_of", "refuse"]
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CHUNK = 1 << 18  # weights converted at a time: 1 MB of float32 stays in the L2 cache
+
+
+class IntWeight(QTensor):
+    """Integer codes with a scale for each `group_size` consecutive input features.
+
+    codes       (..., N, bytes of K codes)           scale   (..., N or 1, G)
+    group_size  input features that share a scale; at least K when a row has one scale
+    activation  None (weight-only), or how activations are quantized on every call: "int8_symmetric", "int8_asymmetric"
+    trailing    trailing dimensions of size 1 (convolutions)
+    """
+
+    codes: Tensor
+    scale: Tensor
+    group_size: int
+    activation: str | None
+    trailing: int
+
+    code_dim: ClassVar[tuple[int, int]]  # how codes follow K
+
+    def code_rule(self) -> tuple[int, int]:
+        """(logical, stored): how the codes follow the input features."""
+        raise NotImplementedError
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., K) -> (..., N) with the kernel of this format; self is a plain (N, K) weight."""
+        raise NotImplementedError
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of a plain (N, K) weight: (...,) -> (..., K) in the weight's dtype."""
+        raise NotImplementedError
+
+    def layout(self) -> dict[str, tuple[Dim, ...]]:
+        ones: tuple[Dim, ...] = (1,) * self.trailing
+        lead = (1,) * (self.codes.dim() - 1 - self.trailing)
+        shared = tuple(None if self.scale.shape[d] < self.codes.shape[d] else 1 for d in range(len(lead)))
+        dims: dict[str, tuple[Dim, ...]] = {"codes": (*lead, self.code_rule(), *ones)}
+        return dims | {name: (*shared, self.group_size, *ones) for name in self.tensors() if name != "codes"}
+
+    def flat(self) -> "IntWeight":
+        """The same weight without the trailing dimensions of a convolution."""
+        if not self.trailing:
+            return self
+        end = self.codes.dim() - self.trailing
+        shape = torch.Size(tuple(self.shape)[:end])
+        return self.map(lambda t: t.reshape(t.shape[:end]), shape=shape, trailing=0)  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------------ conversion
+
+
+def chunked_rows(w: Tensor) -> Sequence[Tensor]:
+    """(..., K) -> pieces of its (R, K) rows, each small enough to stay in the cache."""
+    rows = w.reshape(-1, w.shape[-1])
+    return rows.split(max(1, CHUNK // max(1, w.shape[-1])))
+
+
+def joined(parts: list[Tensor], like: Tensor, trailing: int) -> Tensor:
+    """Row pieces (R, n) -> (..., N, n) with the leading dimensions of `like` and `trailing` ones."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.reshape(*like.shape[:-1], whole.shape[-1], *(1,) * trailing)
+
+
+def without_trailing(w: Tensor) -> tuple[Tensor, int]:
+    """(N, K, 1, 1) -> (N, K), 2. A weight is a convolution's when it has three or more dimensions that end in ones."""
+    trailing = 0
+    while w.dim() > 2 and w.shape[-1] == 1 and (trailing or w.dim() > 3 or w.shape[-2] > 1):
+        w, trailing = w[..., 0], trailing + 1
+    return w, trailing
+
+
+def check_granularity(config: str, granularity: Granularity, allowed: tuple[type[Granularity], ...]) -> None:
+    """ConfigError unless the granularity is one that the config can apply."""
+    good = isinstance(granularity, allowed) and not (isinstance(granularity, PerAxis) and granularity.axis != 0)
+    if not good:
+        names = ", ".join("PerAxis(0)" if kind is PerAxis else kind.__name__ for kind in allowed)
+        raise ConfigError(f"{config}: granularity is one of {names}; got {granularity!r}")
+    if isinstance(granularity, PerGroup) and granularity.group_size % 8:
+        raise ConfigError(f"{config}: group_size is a multiple of 8, got {granularity.group_size}")
+
+
+def group_size_of(granularity: Granularity, length: int) -> int:
+    """Input features that share a scale in a row of `length`."""
+    return granularity.group_size if isinstance(granularity, PerGroup) else length
+
+
+def refuse(module: nn.Module, name: str, w: Tensor, config: AOBaseConfig) -> str | None:
+    """Why a parameter cannot become an integer weight, or None."""
+    if w.dtype not in WEIGHT_DTYPES:
+        return f"has dtype {w.dtype}; float32, bfloat16, float16 and float64 weights can be quantized"
+    if w.dim() < 2:
+        return f"has shape {tuple(w.shape)}; a weight has at least the dimensions (N, K)"
+    if isinstance(module, nn.RNNBase):
+        return f"belongs to a {type(module).__name__}, whose kernels take float weights only"
+    if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
+        if module.transposed or module.groups != 1 or any(k != 1 for k in module.kernel_size):
+            size = "x".join(map(str, module.kernel_size))
+            return f"is a {type(module).__name__} with a {size} kernel and {module.groups} groups; only 1x1 convolutions with groups=1 are linear"
+    elif w.dim() > 3:
+        return f"has shape {tuple(w.shape)}; weights are (N, K), or (E, N, K) for experts"
+    return None
+
+
+# ------------------------------------------------------------------------------------------ as an operand
+
+aten = torch.ops.aten
+
+
+def _needs(w: Any, what: str) -> None:
+    if not isinstance(w, IntWeight):
+        raise UnsupportedOpError(f"{what} with a quantized tensor on the other side is not defined; call .dequantize() on it first")
+
+
+@IntWeight.implements(F.linear)
+def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
+    if weight.__class__.linear is IntWeight.linear or weight.transposed:
+        return _untransposed_linear(input, weight, bias)
+    return weight.linear(input, bias)
+
+
+def _untransposed_linear(x: Any, w: Any, bias: Any) -> Tensor:
+    _needs(w, "linear")
+    if bias is not None and isinstance(bias, QTensor):
+        raise UnsupportedOpError("a quantized bias is not defined; leave biases in float")
+    y = x @ w.dequantize().mT  # w is the transposed view of an (N, K) weight: the product that gradients need
+    return y if bias is None else y + bias
+
+
+@IntWeight.implements(aten.mm.default)
+def _mm(a: Any, b: Any) -> Tensor:
+    _needs(b, "a product")
+    if b.transposed:
+        return b.rebuild(shape=torch.Size((b.shape[1], b.shape[0])), transposed=False).linear(a, None)
+    return a @ b.dequantize()
+
+
+@IntWeight.implements(aten.addmm.default)
+def _addmm(bias: Tensor, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    y = _mm(a, b)
+    return (y if alpha == 1 else y * alpha) + (bias if beta == 1 else bias * beta)
+
+
+@IntWeight.implements(aten.linear.default)
+def _aten_linear(x: Tensor, w: Any, bias: Tensor | None = None) -> Tensor:
+    return _linear(x, w, bias)
+
+
+@IntWeight.implements(aten.bmm.default)
+def _bmm(a: Any, b: Any) -> Tensor:
+    """(E, M, K) x (E, K, N): one product an expert."""
+    _needs(b, "a batched product")
+    return torch.stack([_mm(a[e], b[e]) for e in range(b.shape[0])])
+
+
+@IntWeight.implements(aten._grouped_mm.default)
+def _grouped_mm(a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None) -> Tensor:
+    """(T, K) x (E, K, N) with the tokens sorted by expert: rows offs[e-1] to offs[e] meet expert e."""
+    _needs(b, "a grouped product")
+    if offs is None or a.dim() != 2 or bias is not None:
+        raise UnsupportedOpError("a grouped product with a quantized weight takes 2-D tokens sorted by expert, offs, and no bias")
+    y = a.new_empty(a.shape[0], b.shape[-1], dtype=out_dtype or a.dtype)
+    start = 0
+    for e, stop in enumerate(offs.tolist()):
+        if stop > start:
+            y[start:stop] = _mm(a[start:stop], b[e])
+        start = stop
+    return y
+
+
+@IntWeight.implements(F.embedding)
+def _embedding(
+    input: Tensor,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    if max_norm is not None:
+        raise UnsupportedOpError("embedding with max_norm rewrites its weight, which a quantized one cannot; leave max_norm=None")
+    return weight.rows(input)
+
+
+@IntWeight.implements(aten.embedding.default)
+def _aten_embedding(weight: Any, indices: Tensor, *_: Any) -> Tensor:
+    return weight.rows(indices)
+
+
+def _conv(spatial: int) -> Callable[..., Tensor]:
+    def conv(
+        input: Tensor, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    ) -> Tensor:
+        """A 1x1 convolution is a linear over channels; a stride skips positions, padding adds zero ones."""
+        _needs(weight, "a convolution")
+        if groups != 1 or weight.trailing != spatial:
+            raise UnsupportedOpError(f"a quantized conv{spatial}d weight is (N, K{', 1' * spatial}) with groups=1, got {tuple(weight.shape)}")
+        step, pad = ((n,) * spatial if isinstance(n, int) else tuple(n) for n in (stride, 0 if padding in ("valid", "same") else padding))
+        if any(pad):
+            input = F.pad(input, [n for p in reversed(pad) for n in (p, p)])
+        channels = input.dim() - 1 - spatial
+        x = input[(..., *(slice(None, None, n) for n in step))].movedim(channels, -1)
+        return weight.flat().linear(x, bias).movedim(-1, channels)
+
+    return conv
+
+
+for _spatial, _function in enumerate((F.conv1d, F.conv2d, F.conv3d), start=1):
+    IntWeight.implements(_function)(_conv(_spatial))
