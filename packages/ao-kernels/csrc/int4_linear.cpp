@@ -3,33 +3,11 @@
 
 #ifdef AO_ISA_NAMESPACE
 
-#include "floats.h"
-#include "linear.h"
-#include "parallel.h"
+#include "weight_only.h"
 
 namespace ao::AO_ISA_NAMESPACE {
 
-void int4_linear(const LinearArgs& a) {
-  parallel_for(a.N, 16, a.n_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const uint8_t* codes = a.codes + n * a.row_bytes;
-      for (int64_t m = 0; m < a.M; ++m) {
-        float y = a.bias ? load_f32(a.bias, a.bias_dtype, n) : 0.0f;
-        for (int64_t g = 0; g < a.G; ++g) {
-          const int64_t at = n * a.scale_stride + g;
-          const float zero = a.zero ? load_f32(a.zero, a.scale_dtype, at) : 8.0f;
-          float sum = 0.0f;
-          for (int64_t k = g * a.group_size; k < a.K && k < (g + 1) * a.group_size; ++k) {
-            const float code = static_cast<float>(codes[k / 2] >> (k % 2 * 4) & 15);
-            sum += load_f32(a.x, a.x_dtype, m * a.x_stride + k) * (code - zero);
-          }
-          y += sum * load_f32(a.scale, a.scale_dtype, at);
-        }
-        store_f32(a.y, a.x_dtype, m * a.N + n, y);
-      }
-    }
-  });
-}
+void int4_linear(const LinearArgs& a) { weight_only_linear<4>(a); }
 
 }  // namespace ao::AO_ISA_NAMESPACE
 

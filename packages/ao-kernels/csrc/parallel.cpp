@@ -54,14 +54,17 @@ class Pool {
   // can neither wait for each other nor oversubscribe the machine.
   bool run(Job& job, int n_workers) {
     if (!busy_.try_lock()) return false;
-    while (static_cast<int>(n_started_) < n_workers) start(n_started_++);
+    while (n_started_ < n_workers) start(n_started_++);
     job_ = &job;
-    pending_.store(n_workers, std::memory_order_relaxed);
-    active_ = n_workers;
+    active_.store(n_workers, std::memory_order_relaxed);
+    gate_.store(0, std::memory_order_release);
     ticket_.fetch_add(1, std::memory_order_release);
     ticket_.notify_all();
     job.work();
-    while (pending_.load(std::memory_order_acquire) != 0) relax();
+    // Workers that are inside are waited for; one that has not come yet finds the gate closed. A worker whose
+    // core is taken (torch's OpenMP threads spin for milliseconds) so costs nothing but its help.
+    gate_.fetch_or(kClosed, std::memory_order_acq_rel);
+    while (gate_.load(std::memory_order_acquire) != kClosed) relax();
     busy_.unlock();
     return true;
   }
@@ -77,10 +80,17 @@ class Pool {
     for (;;) {
       wait(seen);
       seen = ticket_.load(std::memory_order_acquire);
-      if (index >= active_) continue;
+      if (index >= active_.load(std::memory_order_relaxed) || !enter()) continue;
       job_->work();
-      pending_.fetch_sub(1, std::memory_order_release);
+      gate_.fetch_sub(1, std::memory_order_release);
     }
+  }
+
+  bool enter() {
+    uint32_t inside = gate_.load(std::memory_order_acquire);
+    while (!(inside & kClosed))
+      if (gate_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+    return false;
   }
 
   void wait(uint32_t seen) {
@@ -95,9 +105,11 @@ class Pool {
     ticket_.wait(seen, std::memory_order_acquire);
   }
 
+  static constexpr uint32_t kClosed = 1u << 31;
+
   std::mutex busy_;
   std::atomic<uint32_t> ticket_{0};
-  std::atomic<int> pending_{0};
+  std::atomic<uint32_t> gate_{kClosed};  // workers inside the current job, and whether more may enter
   std::atomic<int> active_{0};
   Job* job_ = nullptr;
   int n_started_ = 0;

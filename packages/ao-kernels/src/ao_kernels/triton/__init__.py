@@ -3,7 +3,7 @@
 ``unavailable`` says why there are none ("" when there are).
 """
 
-KERNELS: tuple[str, ...] = ()
+KERNELS = ("int4_linear",)
 
 try:
     import triton  # noqa: F401

@@ -1,0 +1,210 @@
+// More than a few tokens: a block of rows is brought, kDepth codes at a time, into a panel in which the 32-bit lane n of a
+// step holds four consecutive codes of row n; tiles of kBlockRows rows and up to kTile tokens then run over the panel.
+// The panel is scratch of one block: no packed copy of the weight is kept.
+#pragma once
+#include "int8_codes_avx512.h"
+
+namespace ao::avx512 {
+namespace {
+
+constexpr int64_t kDepth = 512;      // codes of a panel: 16 KiB, a third of the first-level cache
+constexpr int kMaxPieces = 64;       // segments of a panel: groups of 8
+constexpr int kTile = 6;             // tokens of a tile: 2 * 6 sums in int32, as many in float32
+constexpr int kStepBytes = 4 * kBlockRows;
+
+struct Piece {
+  int first_step, steps, group;      // all relative to the panel
+  bool opens_group;
+};
+
+struct Panel {
+  alignas(64) uint8_t codes[kBlockRows * (kDepth + 512)];  // the last chunk may go beyond kDepth
+  alignas(64) float scale[kMaxPieces * kBlockRows];
+  alignas(64) float shift[kMaxPieces * kBlockRows];        // (zero - middle) * scale
+  Piece pieces[kMaxPieces];
+  int n_pieces;
+};
+
+// 16 registers of 16 32-bit lanes: lane j of register i becomes lane i of register j.
+inline void transpose(__m512i* r) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int h = 0; h < 16; h += 8)
+    for (int i = h; i < h + 4; ++i) {
+      t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    }
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+// Codes [k0, k1) of `rows` rows from row n on; missing rows are zeros.
+template <int P>
+void pack_codes(const LinearArgs& a, const ChunkCodes<P>& codes, int64_t n, int rows, int64_t k0,
+                int64_t k1, uint8_t* panel) {
+  constexpr int kRegisters = ChunkCodes<P>::kRegisters, kCodes = ChunkCodes<P>::kCodes;
+  for (int half = 0; half < kBlockRows; half += 16) {
+    const int valid = rows - half < 16 ? rows - half : 16;
+    const uint8_t* const base = a.codes + (n + half) * a.row_bytes;
+    for (int64_t k = k0; k < k1; k += kCodes) {
+      const int64_t at = k / 8 * code_bits(a), left = a.row_bytes - at;
+      uint8_t* const out = panel + (k - k0) * kBlockRows + 4 * half;
+      __m512i v[16];
+      if (valid == 16 && left >= codes.bytes) {
+        for (int i = 0; i < 16; ++i) v[i] = codes.load(base + i * a.row_bytes + at);
+      } else {
+        for (int i = 0; i < 16; ++i)
+          v[i] = i < valid ? codes.load(base + i * a.row_bytes + at, left) : _mm512_setzero_si512();
+      }
+      if (P == 0)
+        for (int i = 0; i < 16; ++i) v[i] = codes.plane(v[i], 0);
+      transpose(v);
+      for (int i = 0; i < 16; ++i)
+        for (int p = 0; p < kRegisters; ++p)
+          _mm512_store_si512(out + (i * kRegisters + p) * kStepBytes, P == 0 ? v[i] : codes.plane(v[i], p));
+    }
+  }
+}
+
+// (rows, groups g0 .. g1) -> out[group][row]
+inline void pack_scales(const void* scale, const LinearArgs& a, int64_t n, int rows, int64_t g0, int64_t g1,
+                        float* out) {
+  for (int half = 0; half < kBlockRows; half += 16)
+    for (int64_t g = g0; g < g1; g += 16) {
+      const int width = g1 - g < 16 ? static_cast<int>(g1 - g) : 16;
+      const __mmask16 mask = static_cast<__mmask16>((1u << width) - 1);
+      __m512i v[16];
+      for (int i = 0; i < 16; ++i) {
+        const int64_t row = half + i < rows ? n + half + i : n;
+        v[i] = _mm512_castps_si512(load_scales(scale, a.scale_dtype, row * a.scale_stride + g, mask));
+      }
+      transpose(v);
+      for (int i = 0; i < width; ++i) _mm512_store_si512(out + (g - g0 + i) * kBlockRows + half, v[i]);
+    }
+}
+
+// acc[t][r] += the panel times T tokens.
+template <int T, bool Zeros>
+void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, int64_t segment,
+                   int64_t n_segments, int64_t group, float* acc) {
+  const int8_t* const token = x.codes + t0 * x.stride + k0;
+  const int32_t* const starts = x.segment_sums + t0 * n_segments + segment;
+  __m512 sums[T][2];
+  for (int t = 0; t < T; ++t)
+    for (int h = 0; h < 2; ++h) sums[t][h] = _mm512_load_ps(acc + t * kBlockRows + 16 * h);
+  for (int s = 0; s < panel.n_pieces; ++s) {
+    const Piece& piece = panel.pieces[s];
+    const uint8_t* codes = panel.codes + piece.first_step * kStepBytes;
+    const int8_t* q = token + 4 * piece.first_step;
+    __m512i dots[T][2];
+    for (int t = 0; t < T; ++t) dots[t][0] = dots[t][1] = _mm512_set1_epi32(starts[t * n_segments + s]);
+    for (int i = 0; i < piece.steps; ++i, codes += kStepBytes, q += 4) {
+      const __m512i low = _mm512_load_si512(codes), high = _mm512_load_si512(codes + 64);
+      for (int t = 0; t < T; ++t) {
+        int32_t four;
+        std::memcpy(&four, q + t * x.stride, 4);
+        const __m512i each = _mm512_set1_epi32(four);
+        dots[t][0] = dot4(dots[t][0], low, each);
+        dots[t][1] = dot4(dots[t][1], high, each);
+      }
+    }
+    const float* const scale = panel.scale + piece.group * kBlockRows;
+    const __m512 scale_low = _mm512_load_ps(scale), scale_high = _mm512_load_ps(scale + 16);
+    for (int t = 0; t < T; ++t) {
+      sums[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][0]), scale_low, sums[t][0]);
+      sums[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][1]), scale_high, sums[t][1]);
+    }
+    if (Zeros && piece.opens_group) {
+      const float* const shift = panel.shift + piece.group * kBlockRows;
+      const __m512 shift_low = _mm512_load_ps(shift), shift_high = _mm512_load_ps(shift + 16);
+      for (int t = 0; t < T; ++t) {
+        const __m512 q_sum = _mm512_set1_ps(x.group_sums[(t0 + t) * x.n_sums + group + piece.group]);
+        sums[t][0] = _mm512_fnmadd_ps(q_sum, shift_low, sums[t][0]);
+        sums[t][1] = _mm512_fnmadd_ps(q_sum, shift_high, sums[t][1]);
+      }
+    }
+  }
+  for (int t = 0; t < T; ++t)
+    for (int h = 0; h < 2; ++h) _mm512_store_ps(acc + t * kBlockRows + 16 * h, sums[t][h]);
+}
+
+using MultiplyTile = void(const Panel&, const Tokens&, int64_t, int64_t, int64_t, int64_t, int64_t, float*);
+template <bool Zeros>
+inline constexpr MultiplyTile* kMultiplyTile[kTile + 1] = {
+    nullptr,
+    multiply_tile<1, Zeros>, multiply_tile<2, Zeros>, multiply_tile<3, Zeros>,
+    multiply_tile<4, Zeros>, multiply_tile<5, Zeros>, multiply_tile<6, Zeros>,
+};
+
+// Brings a range of memory to the second-level cache in equal steps.
+class Prefetch {
+ public:
+  Prefetch(const void* begin, int64_t bytes, int64_t steps)
+      : at_(static_cast<const char*>(begin)), bytes_(bytes), steps_(steps) {}
+  void step() {
+    const int64_t until = bytes_ * ++step_ / steps_;
+    for (; done_ < until; done_ += 64) _mm_prefetch(at_ + done_, _MM_HINT_T1);
+  }
+
+ private:
+  const char* at_;
+  int64_t bytes_, steps_, step_ = 0, done_ = 0;
+};
+
+// acc[t][r] = sum of (c - zero) * scale * q for the rows from n on and all tokens; `next` is the row from which the next
+// block of this thread will start.
+template <int P>
+void panel_block(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, const Segments& segments,
+                 int64_t n, int rows, int64_t next, Panel& panel, float* acc) {
+  constexpr int kPlanes = ChunkCodes<P>::kRegisters;
+  const int64_t tiles = (x.count + kTile - 1) / kTile;
+  const int64_t next_rows = max_of(0, min_of(kBlockRows, a.N - next));
+  const int64_t steps = tiles * max_of(1, (a.K + kDepth - 1) / kDepth);
+  const int64_t scale_bytes = a.scale_stride * dtype_bytes(a.scale_dtype);
+  Prefetch next_codes(a.codes + next * a.row_bytes, next_rows * a.row_bytes, steps);
+  Prefetch next_scales(static_cast<const char*>(a.scale) + next * scale_bytes, next_rows * scale_bytes, steps);
+  const float middle_code = static_cast<float>(middle(a));
+  std::memset(acc, 0, static_cast<size_t>(x.count) * kBlockRows * sizeof(float));
+  for (int64_t s0 = 0; s0 < segments.count;) {
+    const int64_t k0 = segments.begin(s0), g0 = segments.group(s0);
+    int64_t s = s0;
+    for (; s < segments.count && s - s0 < kMaxPieces && segments.end(s) - k0 <= kDepth; ++s) {
+      const int64_t begin = segments.begin(s), length = segments.end(s) - begin;
+      panel.pieces[s - s0] = {static_cast<int>(begin - k0) / 4,
+                              static_cast<int>(round_up(length, 4 * kPlanes)) / 4,
+                              static_cast<int>(segments.group(s) - g0), segments.opens_group(s)};
+    }
+    panel.n_pieces = static_cast<int>(s - s0);
+    const int64_t g1 = segments.group(s - 1) + 1;
+    pack_codes(a, codes, n, rows, k0, segments.end(s - 1), panel.codes);
+    pack_scales(a.scale, a, n, rows, g0, g1, panel.scale);
+    if (a.zero) {
+      pack_scales(a.zero, a, n, rows, g0, g1, panel.shift);
+      for (int64_t i = 0; i < (g1 - g0) * kBlockRows; ++i)
+        panel.shift[i] = (panel.shift[i] - middle_code) * panel.scale[i];
+    }
+    for (int64_t i = 0, t = 0; i < tiles; ++i) {
+      next_codes.step();
+      next_scales.step();
+      const int64_t end = x.count * (i + 1) / tiles;
+      const auto tile = a.zero ? kMultiplyTile<true>[end - t] : kMultiplyTile<false>[end - t];
+      tile(panel, x, t, k0, s0, segments.count, g0, acc + t * kBlockRows);
+      t = end;
+    }
+    s0 = s;
+  }
+}
+
+}  // namespace
+}  // namespace ao::avx512

@@ -1,0 +1,142 @@
+// The AVX-512 (VNNI, VBMI) kernels of int8_product: which one serves a call, and what surrounds them.
+#pragma once
+#include "int8_dot_avx512.h"
+#include "int8_panel_avx512.h"
+
+namespace ao::avx512 {
+namespace {
+
+constexpr int64_t kTokenUnit = 512;  // codes of the longest chunk
+constexpr int kMaxDotTokens = 8;
+
+template <int P, bool Many>
+void dot_any(const LinearArgs& a, const Tokens& x, int64_t n, int rows, float* acc) {
+  const ChunkCodes<P> codes(a);
+  switch (x.count) {
+    case 1: return dot_block<P, 1, Many>(a, codes, x, n, rows, acc);
+    case 2: return dot_block<P, 2, Many>(a, codes, x, n, rows, acc);
+    case 3: return dot_block<P, 3, Many>(a, codes, x, n, rows, acc);
+    case 4: return dot_block<P, 4, Many>(a, codes, x, n, rows, acc);
+    case 5: return dot_block<P, 5, Many>(a, codes, x, n, rows, acc);
+    case 6: return dot_block<P, 6, Many>(a, codes, x, n, rows, acc);
+    case 7: return dot_block<P, 7, Many>(a, codes, x, n, rows, acc);
+    default: return dot_block<P, 8, Many>(a, codes, x, n, rows, acc);
+  }
+}
+
+template <int P>
+struct Kernels {
+  static bool dot(const LinearArgs& a, int64_t count) {
+    return dot_fits<P>(a) && count <= (many(a) ? kMaxDotTokens : 4);
+  }
+  static bool many(const LinearArgs& a) {
+    return a.G == 1 || a.group_size > 2 * ChunkCodes<P>::kCodes;
+  }
+  static void block(const LinearArgs& a, bool dot, const Tokens& x, const Segments& segments, int64_t n,
+                    int rows, int64_t next, char* memory, float* acc) {
+    if (!dot) {
+      auto& panel = *reinterpret_cast<Panel*>(memory);
+      return panel_block<P>(a, ChunkCodes<P>(a), x, segments, n, rows, next, panel, acc);
+    }
+    return many(a) ? dot_any<P, true>(a, x, n, rows, acc) : dot_any<P, false>(a, x, n, rows, acc);
+  }
+};
+
+// How a call is computed, chosen once.
+class Product {
+ public:
+  Product(const LinearArgs& a, int64_t count) : planes_(planes_of(a)), middle_(middle(a)) {
+    dot_ = choose([&](auto kernels) { return decltype(kernels)::dot(a, count); });
+    run_ = planes_ == 1 && code_bits(a) == 8 ? 0 : dot_ ? 64 : 4;
+  }
+
+  size_t scratch_bytes() const { return dot_ ? 0 : sizeof(Panel); }
+
+  // Sums of codes: as they are by group, times -middle by segment (where an int32 dot product starts).
+  void sum_segments(const int8_t* codes, const Segments& segments, int32_t* by_segment,
+                    float* by_group) const {
+    const __m512i one = _mm512_set1_epi8(1);
+    for (int64_t s = 0; s < segments.count; ++s) {
+      const int64_t begin = segments.begin(s), length = segments.end(s) - begin;
+      __m512i sums = _mm512_setzero_si512();
+      for (int64_t k = 0; k < length; k += 64)
+        sums = dot4(sums, one, _mm512_maskz_loadu_epi8(low_bytes(length - k), codes + begin + k));
+      const int32_t sum = _mm512_reduce_add_epi32(sums);
+      by_segment[s] = -middle_ * sum;
+      by_group[segments.group(s)] += static_cast<float>(sum);
+    }
+  }
+
+  // To the order of the planes: of `run` * planes codes, first those in plane 0, and so on.
+  void order_codes(int8_t* codes, int64_t length) const {
+    if (planes_ <= 1) return;
+    const int unit = run_ * planes_;
+    alignas(64) int8_t natural[512];
+    for (int64_t k = 0; k + unit <= length; k += unit) {
+      std::memcpy(natural, codes + k, static_cast<size_t>(unit));
+      for (int p = 0; p < planes_; ++p)
+        for (int i = 0; i < run_; ++i) codes[k + p * run_ + i] = natural[i * planes_ + p];
+    }
+  }
+
+  void block(const LinearArgs& a, const Tokens& x, const Segments& segments, int64_t n, int rows,
+             int64_t next, char* memory, float* acc) const {
+    choose([&](auto kernels) {
+      decltype(kernels)::block(a, dot_, x, segments, n, rows, next, memory, acc);
+      return true;
+    });
+  }
+
+ private:
+  template <class Body>
+  bool choose(Body&& body) const {
+    switch (planes_) {
+      case 1: return body(Kernels<1>{});
+      case 2: return body(Kernels<2>{});
+      case 4: return body(Kernels<4>{});
+      case 8: return body(Kernels<8>{});
+      default: return body(Kernels<0>{});
+    }
+  }
+
+  int planes_, middle_, run_;
+  bool dot_;
+};
+
+inline void store16(void* y, DType dtype, int64_t at, __mmask16 mask, __m512 v) {
+  if (dtype == DType::f32) return _mm512_mask_storeu_ps(static_cast<float*>(y) + at, mask, v);
+  __m256i half;
+  if (dtype == DType::f16) {
+    half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  } else {
+    // Not vcvtneps2bf16, which flushes subnormal numbers.
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+    half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  }
+  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y) + at, mask, half);
+}
+
+// y = (acc - zero * ones) * scale + bias; `ones` is what the token of ones gave, or nullptr.
+void store_block(const LinearArgs& a, const Tokens& x, int64_t m0, int64_t n_tokens, int64_t n, int rows,
+                 const float* ones, const float* acc) {
+  for (int half = 0; half < rows; half += 16) {
+    const int width = rows - half < 16 ? rows - half : 16;
+    const __mmask16 mask = static_cast<__mmask16>((1u << width) - 1);
+    alignas(64) float bias[16] = {};
+    for (int i = 0; a.bias && i < width; ++i) bias[i] = load_f32(a.bias, a.bias_dtype, n + half + i);
+    const __m512 one = ones ? _mm512_maskz_loadu_ps(mask, ones + half) : _mm512_setzero_ps();
+    for (int64_t t = 0; t < n_tokens; ++t) {
+      __m512 v = _mm512_maskz_loadu_ps(mask, acc + t * kBlockRows + half);
+      v = _mm512_fnmadd_ps(_mm512_set1_ps(x.zero[t]), one, v);
+      v = _mm512_fmadd_ps(_mm512_set1_ps(x.scale[t]), v, _mm512_load_ps(bias));
+      store16(a.y, a.x_dtype, (m0 + t) * a.N + n + half, mask, v);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ao::avx512
