@@ -86,7 +86,7 @@ def choose_intx_qparams(
         pair = _per_group(lambda x: _asymmetric(x, 2**bits - 1, scale_dtype), w, group_size)
         return pair.select(-1, 0).to(scale_dtype), pair.select(-1, 1).to(scale_dtype)
     if bits == 1:
-        scale = _per_group(lambda x: _floor(2 * x.abs().mean(-1)), w, group_size).to(scale_dtype)
+        scale = _per_group(_two_means, w, group_size).to(scale_dtype)
         return scale, torch.full_like(scale, 0.5)
     return _per_group(lambda x: _signed_scale(x, 2 ** (bits - 1)), w, group_size).to(scale_dtype), None
 
@@ -175,6 +175,12 @@ def _codes(x: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
 def _error(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     error = (codes - zero).mul_(scale).sub_(x).abs_()
     return (error * error).mul_(error.sqrt()).sum(-1, keepdim=True)
+
+
+def _two_means(x: Tensor) -> Tensor:
+    """Twice the mean magnitude; 0 for a group of zeros, which one bit could not express otherwise."""
+    mean = x.abs().mean(-1)
+    return torch.where(mean == 0, 0, _floor(2 * mean))
 
 
 def _signed_scale(x: Tensor, half: int) -> Tensor:

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from .errors import UnsupportedOpError
 
-__all__ = ["Dim", "QTensor"]
+__all__ = ["Dim", "QTensor", "register_tensor", "tensor_class"]
 
 Dim = tuple[int, int] | int | None
 """How a field follows one logical dimension.
@@ -127,6 +127,25 @@ class QTensor(Tensor):
         """For each data field that is present: how it follows each dimension of the untransposed tensor."""
         raise NotImplementedError(f"{type(self).__name__} does not define layout")
 
+    def check(self) -> None:
+        """ValueError unless fields, metadata and shape fit each other. Works on meta tensors: readers of files call it first.
+
+        Here the shapes are compared with `layout()`; a subclass adds its dtypes and the ranges of its metadata.
+        """
+        shape = list(self.shape)
+        if self.transposed:
+            shape[-2:] = shape[:-3:-1]
+        for name, rules in self.layout().items():
+            expected = []
+            for size, rule in zip(shape, rules, strict=True):
+                logical, stored = rule if isinstance(rule, tuple) else (max(size, 1) if rule is None else rule, 1)
+                if logical < 1:
+                    raise ValueError(f"a block of {name} has {logical} elements")
+                expected.append(1 if rule is None else -(-size // logical) * stored)
+            if list(self.__dict__[name].shape) != expected:
+                found = list(self.__dict__[name].shape)
+                raise ValueError(f"{name} has shape {found}, but a weight of shape {list(self.shape)} needs {expected}")
+
     @torch.no_grad()
     def update_(self, w: Tensor) -> "QTensor":
         """Requantize from `w` into this tensor's own storage, so that every holder of it sees the new weight."""
@@ -172,7 +191,8 @@ class QTensor(Tensor):
         return cls(shape=outer_size, dtype=dtype, **inner, **absent, **dict(metadata))
 
     def _stable_hash_for_caching(self) -> str:
-        return repr((type(self).__module__, type(self).__qualname__, self.__tensor_flatten__()))
+        fields = [(k, t.dtype, tuple(t.shape), tuple(t.stride())) for k, t in self.tensors().items()]
+        return repr((type(self).__module__, type(self).__qualname__, self.__tensor_flatten__(), fields))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -192,8 +212,12 @@ class QTensor(Tensor):
                 f"{func} is not defined for {owner.__name__}. Call .dequantize() first to work on the float weight, "
                 f"or define it with @{owner.__name__}.implements({func})."
             )
-        out = handler(*args, **kwargs)
-        return return_and_correct_aliasing(func, args, kwargs, out) if func in QTensor._aliasing else out
+        if func not in QTensor._aliasing:
+            return handler(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and not args[0].is_inference():
+            with torch.inference_mode(False):  # a view of a normal tensor is a normal tensor
+                return return_and_correct_aliasing(func, args, kwargs, handler(*args, **kwargs))
+        return return_and_correct_aliasing(func, args, kwargs, handler(*args, **kwargs))
 
     # ---------------------------------------------------------------------------------- Python protocols
 
@@ -234,6 +258,24 @@ class QTensor(Tensor):
         fields |= {name: fields[name][:1] for name in shared}
         new = self.rebuild(shape=torch.Size(shape or self.shape), **fields)
         return new, gathered
+
+
+_CLASSES: dict[str, type[QTensor]] = {}
+
+
+def register_tensor(cls: type[QTensor]) -> type[QTensor]:
+    """Class decorator: checkpoints may name `cls`, by its class name. Nothing else is ever looked up."""
+    if _CLASSES.setdefault(cls.__name__, cls) is not cls:
+        raise TypeError(f"register_tensor: a tensor class named {cls.__name__} is registered already")
+    return cls
+
+
+def tensor_class(name: str) -> type[QTensor]:
+    """The registered class of that name; KeyError lists the known ones."""
+    if name not in _CLASSES:
+        known = ", ".join(sorted(_CLASSES)) or "none: import the package that defines it"
+        raise KeyError(f"no tensor class named {name!r} is registered; known: {known}")
+    return _CLASSES[name]
 
 
 def _strides(shape: torch.Size, transposed: bool) -> tuple[Any, ...]:

@@ -120,16 +120,18 @@ class Op:
     def backward(self, function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         """Decorator: ``function(grad, args, needs)`` gives one gradient or None per differentiable argument."""
         self._backward = function
-        positions, n_args = self._differentiable, len(self._parameters)
+        positions = self._differentiable
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             _save(ctx, inputs)
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-            needs = [ctx.needs_input_grad[position] for position in positions]
-            grads: list[Any] = [None] * n_args
+            wanted = ctx.needs_input_grad  # shorter than the schema when trailing arguments have their defaults
+            needs = [position < len(wanted) and wanted[position] for position in positions]
+            grads: list[Any] = [None] * len(wanted)
             for position, each in zip(positions, function(grad, _saved(ctx), needs), strict=True):
-                grads[position] = each
+                if position < len(wanted):
+                    grads[position] = each
             return tuple(grads)
 
         torch.library.register_autograd(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ao_core import numerics
-from ao_core.checkpoint import register_tensor
+from ao_core.tensor import register_tensor
 from ao_core.config import AOBaseConfig, register_config
 from ao_core.granularity import Granularity, PerAxis, PerGroup, PerRow, PerTensor
 from ao_core.transform import register_handler
@@ -82,8 +82,8 @@ class Int8Tensor(IntWeight):
 
     def _granularity(self) -> Granularity:
         plain = self.flat()
-        if plain.scale.shape[-2] < plain.codes.shape[-2] or (plain.codes.shape[-2] == 1 and plain.codes.dim() == 2 and plain.scale.numel() == 1):
-            return PerTensor() if plain.scale.numel() == 1 else PerRow()
+        if plain.scale.numel() == 1 < plain.codes.shape[:-1].numel():
+            return PerTensor()
         return PerRow() if self.group_size >= plain.codes.shape[-1] else PerGroup(self.group_size)
 
     def dequantize(self) -> Tensor:

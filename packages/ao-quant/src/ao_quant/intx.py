@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ao_core import numerics
-from ao_core.checkpoint import register_tensor
+from ao_core.tensor import register_tensor
 from ao_core.config import AOBaseConfig, register_config
 from ao_core.errors import ConfigError
 from ao_core.granularity import Granularity, PerAxis, PerGroup, PerRow
