@@ -34,12 +34,14 @@ def _multiply(codes_NK, x_MK, acc_NM, PLANES: tl.constexpr, OPERAND: tl.constexp
     """acc + codes @ x.T"""
     x_KM = tl.trans(x_MK)
     if PLANES == 1:
-        return tl.dot(codes_NK, x_KM.to(OPERAND), acc_NM)
-    high, rest = _plane(x_KM, OPERAND)
-    middle, low = _plane(rest, OPERAND)
-    acc_NM = tl.dot(codes_NK, low.to(OPERAND), acc_NM)
-    acc_NM = tl.dot(codes_NK, middle, acc_NM)
-    return tl.dot(codes_NK, high, acc_NM)
+        acc_NM = tl.dot(codes_NK, x_KM.to(OPERAND), acc_NM)
+    else:
+        high, rest = _plane(x_KM, OPERAND)
+        middle, low = _plane(rest, OPERAND)
+        acc_NM = tl.dot(codes_NK, low.to(OPERAND), acc_NM)
+        acc_NM = tl.dot(codes_NK, middle, acc_NM)
+        acc_NM = tl.dot(codes_NK, high, acc_NM)
+    return acc_NM
 
 
 @triton.jit(do_not_specialize=["M", "steps"])

@@ -46,14 +46,17 @@ def _finish(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    total = tl.load(parts + at, mask=inside, other=0)
-    for split in range(1, SPLITS):
-        total += tl.load(parts + split * size + at, mask=inside, other=0)
+    part = parts + at
+    total = tl.load(part, mask=inside, other=0)
+    for _ in range(1, SPLITS):
+        part += size
+        total += tl.load(part, mask=inside, other=0)
     total = total.to(tl.float32)
     m, n = at // N, at % N
     if SCALED:
         token = tl.load(token_scale + m, mask=inside, other=0.0)
-        total *= token * tl.load(weight_scale + n * weight_stride, mask=inside, other=0.0)
+        weight = tl.load(weight_scale + n * weight_stride, mask=inside, other=0.0).to(tl.float32)
+        total *= weight * token
     if HAS_BIAS:
         total += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
