@@ -81,6 +81,7 @@ class QTensor(Tensor):
     def implements(cls, *ops: Any, aliasing: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: this function is what `ops` (torch functions or aten overloads) do for `cls`.
 
+        An overload that torch defines only later is given by name, as `str(op)` spells it.
         `aliasing=True` marks views, whose outputs share storage with the first argument.
         """
 
@@ -206,7 +207,7 @@ class QTensor(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         owner = next((t for t in types if issubclass(t, QTensor)), cls)
-        handler = owner._table.get(func)
+        handler = owner._table.get(func) or owner._table.get(str(func))
         if handler is None:
             raise UnsupportedOpError(
                 f"{func} is not defined for {owner.__name__}. Call .dequantize() first to work on the float weight, "
@@ -299,4 +300,4 @@ def _rebuild(
     return torch.nn.Parameter(new, requires_grad=False) if is_parameter else new
 
 
-from . import tensor_ops  # noqa: E402,F401  fills QTensor._table
+from . import collectives, tensor_ops  # noqa: E402,F401  they fill QTensor._table

@@ -1,0 +1,51 @@
+"""Collectives on quantized tensors, field by field: what distribute_tensor, DTensor and full_tensor() call.
+
+Codes travel as they are stored, so a shard costs its quantized size on the wire.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .tensor import QTensor
+
+__all__: list[str] = []
+
+
+if dist.is_available():
+    c10d, functional = torch.ops.c10d, torch.ops._c10d_functional
+
+    @QTensor.implements(c10d.scatter_.default)
+    def _scatter_(outputs: list[QTensor], inputs: list[list[QTensor]], *rest: Any) -> Any:
+        work: Any = None
+        for name, out in outputs[0].tensors().items():
+            parts = [[part.tensors()[name].contiguous() for part in each] for each in inputs]
+            _, work = c10d.scatter_.default([out], parts, *rest)
+        return outputs, work
+
+    @QTensor.implements(c10d.broadcast_.default)
+    def _broadcast_(tensors: list[QTensor], *rest: Any) -> Any:
+        work: Any = None
+        for t in tensors[0].tensors().values():
+            _, work = c10d.broadcast_.default([t], *rest)
+        return tensors, work
+
+    @QTensor.implements(functional.all_gather_into_tensor.default)
+    def _all_gather_into_tensor(q: QTensor, group_size: int, group_name: str) -> QTensor:
+        """Every rank's tensor, one after the other along the first dimension."""
+        shared = {name for name, dims in q.layout().items() if dims[0] is None}
+        fields = {
+            name: t if name in shared else functional.all_gather_into_tensor.default(t.contiguous(), group_size, group_name)
+            for name, t in q.tensors().items()
+        }
+        return q.rebuild(shape=torch.Size([q.shape[0] * group_size, *q.shape[1:]]), **fields)
+
+    @QTensor.implements(functional.broadcast.default)
+    def _broadcast(q: QTensor, root: int, group_name: str) -> QTensor:
+        return q.map(lambda t: functional.broadcast.default(t, root, group_name))
+
+    # the second is what funcol of torch 2.13 calls instead of an async wrapper; it is defined when funcol is imported
+    @QTensor.implements(functional.wait_tensor.default, "_c10d_functional._wrap_tensor_autograd.default")
+    def _wait_tensor(q: QTensor) -> QTensor:
+        return q.map(functional.wait_tensor.default)

@@ -1,0 +1,135 @@
+"""Sharding checks that every quantized tensor must pass, run by two gloo processes over the loopback.
+
+    def test_sharding():
+        run_two_processes(check_formats, {"int8": make_int8, ...})
+
+`make` functions must be picklable (module-level functions or functools.partial): the processes are spawned.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ao_core.tensor import QTensor
+
+__all__ = ["check_formats", "run_two_processes"]
+
+WORLD = 2
+Make = Callable[[Tensor], QTensor]
+
+
+def run_two_processes(fn: Callable[..., None], *args: Any) -> None:
+    """Call `fn(*args)` in two processes that form a gloo group; an exception in either is raised here."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_worker, args=(port, fn, args), nprocs=WORLD)
+
+
+def _worker(rank: int, port: int, fn: Callable[..., None], args: tuple[Any, ...]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    try:
+        fn(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def check_formats(makers: dict[str, Make]) -> None:
+    """Column and row sharding, gathering and FSDP2 for each format."""
+    for name, make in makers.items():
+        for check in (check_columns, check_rows, check_gather, check_fsdp, check_misaligned):
+            try:
+                check(make)
+            except Exception as error:
+                raise AssertionError(f"{check.__name__} of {name} on rank {dist.get_rank()}: {error}") from error
+
+
+def _values(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _mesh() -> Any:
+    return dist.device_mesh.init_device_mesh("cpu", (WORLD,))
+
+
+def check_columns(make: Make) -> None:
+    """Output features split over the ranks: bit-equal to the whole."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    q, x = make(_values(32, 128, seed=0)), _values(5, 128, seed=1)
+    sharded = distribute_tensor(q, _mesh(), [Shard(0)])
+    assert isinstance(sharded, DTensor) and sharded.to_local().shape == (16, 128)
+    y = F.linear(DTensor.from_local(x, sharded.device_mesh, [Replicate()]), sharded)
+    assert y.placements[0].is_shard(1) and torch.equal(y.full_tensor(), F.linear(x, q))
+
+
+def check_rows(make: Make) -> None:
+    """Input features split over the ranks: partial sums, equal to the whole up to the order of a sum and, where
+    activations are quantized, up to each rank's own activation scale."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    q, x = make(_values(32, 128, seed=0)), _values(5, 128, seed=1)
+    sharded = distribute_tensor(q, _mesh(), [Shard(1)])
+    assert sharded.to_local().shape == (32, 64)
+    y, exact = F.linear(distribute_tensor(x, _mesh(), [Shard(1)]), sharded).full_tensor(), x @ q.dequantize().T
+    dynamic = getattr(q, "activation", None) is not None
+    assert (y - exact).norm() <= (2e-2 if dynamic else 1e-6) * exact.norm()
+
+
+def check_gather(make: Make) -> None:
+    """Shards come together again, bit for bit."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    q = make(_values(32, 128, seed=0))
+    for placement in (Shard(0), Shard(1), Replicate()):
+        whole = distribute_tensor(q, _mesh(), [placement]).full_tensor()
+        assert type(whole) is type(q) and torch.equal(whole, q), placement
+
+
+def check_fsdp(make: Make) -> None:
+    """FSDP2: each rank holds half of the codes, forward gathers them, training of the rest works, values are those of one process."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 16))
+    model[0].weight = nn.Parameter(make(model[0].weight.detach()), requires_grad=False)
+    x = _values(5, 128, seed=1)
+    expected = model(x)
+    expected.sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    fully_shard(model[0])
+    fully_shard(model)
+    for _ in range(2):
+        model.zero_grad()
+        y = model(x)
+        assert torch.equal(y, expected)
+        y.sum().backward()
+    local = model[0].weight.to_local()
+    assert isinstance(local, QTensor) and local.shape == (16, 128) and local.nbytes < 0.6 * make(_values(32, 128, seed=0)).nbytes
+    got = [p.grad.full_tensor() for p in model.parameters() if p.grad is not None]
+    assert len(got) == 3
+    for ours, theirs in zip(got, grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def check_misaligned(make: Make) -> None:
+    """A split inside a block is refused with the coordinates that would work."""
+    q = make(_values(8, 136, seed=0))
+    rules = [dims[-1] for dims in q.layout().values()]
+    block = max(r[0] if isinstance(r, tuple) else r for r in rules if r is not None)
+    if 1 < block < 136 and 68 % block:
+        try:
+            q.chunk(2, dim=1)
+        except NotImplementedError as error:
+            assert "multiples of" in str(error)
+        else:
+            raise AssertionError("a block was split")
