@@ -31,6 +31,9 @@ PROJECTS = {
 }
 PACKAGES = list(PROJECTS)
 
+# With the extra "test", and with triton for the kernels: they run in its interpreter.
+TESTED = {p: f"{p}[test,triton]" if p == "ao-kernels" else f"{p}[test]" for p in PACKAGES}
+
 
 def declared(package: str, extras: set[str]) -> list[str]:
     """What ``package[extras]`` of this repository declares."""
@@ -58,6 +61,10 @@ def wheel_of(package: str) -> str:
     return str(next(WHEELS.glob(f"{package.replace('-', '_')}-*.whl")))
 
 
+def with_extras(name: str, extras: set[str]) -> str:
+    return f"{name}[{','.join(sorted(extras))}]" if extras else name
+
+
 class Environment:
     """A virtual environment: wheels of this repository, by path, and what they declare."""
 
@@ -65,7 +72,7 @@ class Environment:
         self.ours, others = closure(list(requirements))
         self.named = [r for r in requirements if Requirement(r).name not in PROJECTS]
         self.stamp = ROOT / ".nox" / name / "installed.txt"
-        ours = [f"{name}[{','.join(sorted(extras))}]" for name, extras in sorted(self.ours.items())]
+        ours = [with_extras(*each) for each in sorted(self.ours.items())]
         self.content = "\n".join([CONSTRAINTS.read_text(), *ours, *others])
 
     @property
@@ -78,7 +85,7 @@ class Environment:
             wheels = [wheel_of(package) for package in self.ours]
             session.install("--force-reinstall", "--no-deps", *wheels)
             return
-        wheels = [f"{wheel_of(p)}[{','.join(sorted(extras))}]" for p, extras in self.ours.items()]
+        wheels = [with_extras(wheel_of(p), extras) for p, extras in self.ours.items()]
         session.install("-c", str(CONSTRAINTS), *wheels, *self.named)
         session.run("python", "-m", "pip", "check", silent=True)
         self.stamp.write_text(self.content)
@@ -163,7 +170,7 @@ def run_tests(session: nox.Session, environment: Environment, folder: str) -> No
 
 
 def register_tests(package: str) -> None:
-    environment = Environment(f"tests-{package}", f"{package}[test]")
+    environment = Environment(f"tests-{package}", TESTED[package])
 
     def session_function(session: nox.Session) -> None:
         run_tests(session, environment, f"packages/{package}/tests")
@@ -176,7 +183,7 @@ def register_tests(package: str) -> None:
 for _package in PACKAGES:
     register_tests(_package)
 
-TOGETHER = Environment("tests-together", *(f"{p}[test]" for p in PACKAGES))
+TOGETHER = Environment("tests-together", *TESTED.values())
 
 
 @nox.session(name="tests-together", requires=["build"], reuse_venv=TOGETHER.unchanged)
@@ -237,14 +244,14 @@ def lint(session: nox.Session) -> None:
 @nox.session(reuse_venv=True)
 def types(session: nox.Session) -> None:
     """mypy on the sources of every package, against the real torch and Transformers."""
-    _, third_party = closure([f"{p}[test]" for p in PACKAGES])
+    _, third_party = closure(list(TESTED.values()))
     session.install("-c", str(CONSTRAINTS), "mypy", *third_party)
     sources = ":".join(f"packages/{p}/src" for p in PACKAGES)
     modules = [flag for p in PACKAGES for flag in ("-p", p.replace("-", "_"))]
     session.run("mypy", *modules, *session.posargs, env={"MYPYPATH": sources})
 
 
-DOCS = Environment("docs", *(f"{p}[test]" for p in PACKAGES))
+DOCS = Environment("docs", *TESTED.values())
 
 
 @nox.session(requires=["build"], reuse_venv=DOCS.unchanged)

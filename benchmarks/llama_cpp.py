@@ -3,7 +3,7 @@
     python3 -m nox -s peer
 
 Runs in an environment of its own. Prints one JSON line: medians of tokens a second for decoding
-behind --context tokens, and for a prompt of 512. decode.py runs this file in every one of its rounds
+behind --context tokens, and for a prompt of 512. decode.py runs this file once in every round
 when the environment exists.
 """
 
