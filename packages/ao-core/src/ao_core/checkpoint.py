@@ -245,15 +245,20 @@ def _open_files(
 
 def _merged(headers: list[Header]) -> Header:
     first = headers[0]
-    tensors, tied = dict(first.tensors), dict(first.tied)
-    for header in headers[1:]:
-        for ours, theirs in ((tensors, header.tensors), (tied, header.tied)):
-            for name, value in theirs.items():
-                if ours.setdefault(name, value) != value:
-                    raise CheckpointError(f"{name}: two files describe it differently")
+    tensors: dict[str, Entry] = {}
+    tied: dict[str, list[str]] = {}
+    for header in headers:
+        _merge(tensors, header.tensors)
+        _merge(tied, header.tied)
         if header.config != first.config:
             raise CheckpointError("its files were saved with different configs")
     return Header(first.version, tensors, tied, first.config, first.metadata)
+
+
+def _merge(ours: dict[str, Any], theirs: Mapping[str, Any]) -> None:
+    for name, value in theirs.items():
+        if ours.setdefault(name, value) != value:
+            raise CheckpointError(f"{name}: two files describe it differently")
 
 
 def _check_tied(

@@ -252,9 +252,7 @@ class Staged:
     ) -> None:
         if not self.file.closed:
             self.temporary.unlink(missing_ok=True)
-            with contextlib.suppress(
-                OSError
-            ):  # on a full disk the buffer cannot be written here either
+            with contextlib.suppress(OSError):  # on a full disk the buffer cannot be flushed
                 self._close()
 
     def _close(self) -> None:

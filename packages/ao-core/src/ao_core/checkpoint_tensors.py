@@ -184,7 +184,8 @@ def skeleton(name: str, entry: Any) -> QTensor:
     fields = _checked_fields(name, cls, entry["fields"])
     _check_meta(name, cls, entry["meta"])
     try:
-        q = cls(shape=torch.Size(shape), dtype=dtype, **fields, **entry["meta"])
+        arguments: dict[str, Any] = {"shape": torch.Size(shape), "dtype": dtype}
+        q = cls(**(entry["meta"] | fields | arguments))
         q.check()
     except Exception as error:  # whatever a class raises for values that it cannot have
         raise CheckpointError(f"{name}: not a possible {cls.__name__}: {error}") from error

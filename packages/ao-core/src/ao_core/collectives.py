@@ -34,7 +34,7 @@ if dist.is_available():
     @QTensor.implements(functional.all_gather_into_tensor.default)
     def _all_gather_into_tensor(q: QTensor, group_size: int, group_name: str) -> QTensor:
         """Every rank's tensor, one after the other along the first dimension."""
-        shared = {name for name, dims in q.layout().items() if dims[0] is None}
+        shared = {name for name, dims in q.field_layout().items() if dims[0] is None}
         fields = {
             name: t if name in shared else functional.all_gather_into_tensor.default(t.contiguous(), group_size, group_name)
             for name, t in q.tensors().items()

@@ -1,7 +1,7 @@
 """QTensor: the base of every quantized tensor.
 
 A subclass lists its fields once, as annotations. Tensor fields (`Tensor`, or `Tensor | None` when optional) are
-data, all others are metadata. It says in `layout()` how each data field follows the logical dimensions, and how
+data, all others are metadata. It says in `field_layout()` how each data field follows the logical dimensions, and how
 to `dequantize()`. Everything else is derived here and in `tensor_ops`: construction, flatten / unflatten for the compiler,
 repr, detach / clone / to / copy_, views on block-aligned coordinates, pickling under `weights_only=True`, the checkpoint
 layout, FSDP2's all-gather hooks and DTensor sharding.
@@ -11,7 +11,7 @@ layout, FSDP2's all-gather hooks and DTensor sharding.
         scale: Tensor           # (N, G) float32
         group_size: int
 
-        def layout(self):   # how each field follows each dimension: see Dim
+        def field_layout(self):   # how each field follows each dimension: see Dim
             return {"codes": ((1, 1), (1, 1)), "scale": (1, self.group_size)}
 
         def dequantize(self): ...
@@ -124,19 +124,19 @@ class QTensor(Tensor):
         """A new tensor of the same format and options, from the float weight `w` of the same shape."""
         raise NotImplementedError(f"{type(self).__name__} does not define requantize")
 
-    def layout(self) -> Mapping[str, tuple[Dim, ...]]:
+    def field_layout(self) -> Mapping[str, tuple[Dim, ...]]:
         """For each data field that is present: how it follows each dimension of the untransposed tensor."""
         raise NotImplementedError(f"{type(self).__name__} does not define layout")
 
     def check(self) -> None:
         """ValueError unless fields, metadata and shape fit each other. Works on meta tensors: readers of files call it first.
 
-        Here the shapes are compared with `layout()`; a subclass adds its dtypes and the ranges of its metadata.
+        Here the shapes are compared with `field_layout()`; a subclass adds its dtypes and the ranges of its metadata.
         """
         shape = list(self.shape)
         if self.transposed:
             shape[-2:] = shape[:-3:-1]
-        for name, rules in self.layout().items():
+        for name, rules in self.field_layout().items():
             expected = []
             for size, rule in zip(shape, rules, strict=True):
                 logical, stored = rule if isinstance(rule, tuple) else (max(size, 1) if rule is None else rule, 1)
@@ -208,6 +208,8 @@ class QTensor(Tensor):
         kwargs = kwargs or {}
         owner = next((t for t in types if issubclass(t, QTensor)), cls)
         handler = owner._table.get(func) or owner._table.get(str(func))
+        if handler is None and torch.is_inference_mode_enabled() and func._can_decompose():
+            return func.decompose(*args, **kwargs)  # autograd's keys, which are off, do this otherwise
         if handler is None:
             raise UnsupportedOpError(
                 f"{func} is not defined for {owner.__name__}. Call .dequantize() first to work on the float weight, "
@@ -245,7 +247,7 @@ class QTensor(Tensor):
         self, mesh: Any, outer_size: Any = None, outer_stride: Any = None, module: Any = None, mp_policy: Any = None
     ) -> tuple[tuple[Tensor, ...], Any]:
         """What FSDP2 gathers: the stored fields themselves, so a shard travels at its quantized size."""
-        shared = {name for name, dims in self.layout().items() if dims[0] is None}
+        shared = {name for name, dims in self.field_layout().items() if dims[0] is None}
         return tuple(self.tensors().values()), (tuple(outer_size or ()), shared)
 
     def fsdp_post_all_gather(

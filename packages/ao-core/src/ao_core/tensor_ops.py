@@ -1,4 +1,4 @@
-"""The ordinary tensor operations of every QTensor, in terms of its fields and `layout()`.
+"""The ordinary tensor operations of every QTensor, in terms of its fields and `field_layout()`.
 
 Views speak logical coordinates. A cut must fall between blocks (or inside one block that nothing else shares),
 because a block's scale cannot be split; anything else is refused with the coordinates that would work.
@@ -97,6 +97,12 @@ def _equal(a: QTensor, b: Tensor) -> bool:
     return set(ours) == set(theirs) and all(torch.equal(t, theirs[k]) for k, t in ours.items())
 
 
+@QTensor.implements(aten._assert_tensor_metadata.default)
+def _assert_tensor_metadata(q: QTensor, size: Any = None, stride: Any = None, dtype: Any = None, **_: Any) -> None:
+    """What exported programs check before a conversion."""
+    assert dtype in (None, q.dtype), f"expected {dtype}, got {q.dtype}"
+
+
 @QTensor.implements(torch.allclose)
 def _allclose(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> bool:
     a, b = (t.dequantize() if isinstance(t, QTensor) else t for t in (a, b))
@@ -133,7 +139,7 @@ def _cut(q: QTensor, dim: int, start: int, stop: int) -> QTensor:
     """Elements [start, stop) of a dimension."""
     seen, dim = _canonical(q, dim)
     size, fields = q.shape[seen], {}
-    for name, dims in q.layout().items():
+    for name, dims in q.field_layout().items():
         rule, t = dims[dim], q.__dict__[name]
         if rule is None:
             fields[name] = t
@@ -175,7 +181,7 @@ def _select(q: QTensor, dim: int, index: int) -> QTensor:
     size = q.shape[seen]
     if not -size <= index < size:
         raise IndexError(f"index {index} is out of range for dimension {seen} of size {size}")
-    layout = q.layout()
+    layout = q.field_layout()
     if q.dim() < 3 or canonical >= q.dim() - 2 or any(d[canonical] not in EACH for d in layout.values()):
         raise UnsupportedOpError(f"{type(q).__name__}: select works on leading dimensions of (E, N, K) weights; call .dequantize() first")
     fields = {
@@ -207,7 +213,7 @@ def _chunk(q: QTensor, chunks: int, dim: int = 0) -> list[QTensor]:
 @QTensor.implements(aten.index_select.default)
 def _index_select(q: QTensor, dim: int, index: Tensor) -> QTensor:
     seen, canonical = _canonical(q, dim)
-    dims = {name: d[canonical] for name, d in q.layout().items()}
+    dims = {name: d[canonical] for name, d in q.field_layout().items()}
     if any(d not in EACH for d in dims.values()):
         raise UnsupportedOpError(f"{type(q).__name__}: index_select works on unblocked dimensions; call .dequantize() first")
     fields = {name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index) for name, d in dims.items()}
@@ -223,7 +229,7 @@ def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
             raise ValueError(f"cat: all parts must have one format; got\n  {first!r}\nand\n  {part!r}")
     parts = [p for p in parts if p.shape[seen]] or [first]
     fields, total = {}, sum(p.shape[seen] for p in parts)
-    for name, dims in parts[0].layout().items():
+    for name, dims in parts[0].field_layout().items():
         tensors = [p.__dict__[name] for p in parts]
         pair = dims[canonical]
         block = pair[0] if isinstance(pair, tuple) else pair
@@ -291,7 +297,7 @@ def _view(q: QTensor, shape: list[int]) -> QTensor:
     shape = _resolve(q, list(shape))
     if shape == list(q.shape):
         return q.map(lambda t: t)
-    keep = q.layout()
+    keep = q.field_layout()
     rows = all(d in EACH for dims in keep.values() for d in dims[:-1])
     if not q.transposed and shape[-1:] == list(q.shape[-1:]) and rows and not any(None in d[:-1] for d in keep.values()):
         return q.map(lambda t: t.reshape(*shape[:-1], t.shape[-1]), shape=torch.Size(shape))
@@ -324,7 +330,7 @@ def _new_zeros(q: QTensor, size: list[int], *, dtype: Any = None, device: Any = 
     if len(size) != q.dim() or q.transposed:
         raise UnsupportedOpError(f"new_zeros of a {type(q).__name__} keeps the number of dimensions ({q.dim()}), got size {list(size)}")
     fields = {}
-    for name, dims in q.layout().items():
+    for name, dims in q.field_layout().items():
         t = q.__dict__[name]
         shape = [_stored(n, d) for n, d in zip(size, dims, strict=True)]
         fields[name] = t.new_zeros(shape, device=device)

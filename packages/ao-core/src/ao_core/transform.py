@@ -154,8 +154,9 @@ def _is_finite(w: Tensor) -> bool:
 def _refuse_half_ties(model: nn.Module, targets: list[Target], reasons: dict[Target, tuple[str, bool]]) -> None:
     """A tied weight is converted in all its places or in none."""
     places: dict[int, list[str]] = {}
-    for fqn, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(fqn)
+    for module_fqn, module in model.named_modules():  # a shared module is one place
+        for name, parameter in module._parameters.items():
+            places.setdefault(id(parameter), []).append(f"{module_fqn}.{name}" if module_fqn else name)
     reached: dict[int, list[Target]] = {}
     for target in targets:
         reached.setdefault(id(target.parameter), []).append(target)
@@ -225,12 +226,16 @@ def _report(
             status, what, after = "skipped", reasons[target], before
         else:
             status, what, after = "converted" if first else "tied", _describe(target.parameter), target.parameter
-        sizes = (before.nbytes, after.nbytes) if first else (0, 0)
+        sizes = (_bytes(before), _bytes(after)) if first else (0, 0)
         shape = tuple(before.shape)
         rows.append(Row(fqn=target.fqn, status=status, what=what, shape=shape, bytes_before=sizes[0], bytes_after=sizes[1]))
     reached = {id(t.parameter) for t in targets} | counted
     rest = [*model.parameters(), *model.buffers()]
-    return Report(rows=rows, untouched_bytes=sum(t.nbytes for t in rest if id(t) not in reached))
+    return Report(rows=rows, untouched_bytes=sum(_bytes(t) for t in rest if id(t) not in reached))
+
+
+def _bytes(t: Tensor) -> int:
+    return t.nbytes if t.layout == torch.strided else t.numel() * t.element_size()
 
 
 def _describe(w: Tensor) -> str:

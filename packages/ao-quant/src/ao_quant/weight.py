@@ -51,7 +51,7 @@ class IntWeight(QTensor):
         """Rows of a plain (N, K) weight: (...,) -> (..., K) in the weight's dtype."""
         raise NotImplementedError
 
-    def layout(self) -> dict[str, tuple[Dim, ...]]:
+    def field_layout(self) -> dict[str, tuple[Dim, ...]]:
         ones: tuple[Dim, ...] = (1,) * self.trailing
         lead = (1,) * (self.codes.dim() - 1 - self.trailing)
         shared = tuple(None if self.scale.shape[d] < self.codes.shape[d] else 1 for d in range(len(lead)))

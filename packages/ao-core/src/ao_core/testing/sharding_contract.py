@@ -124,7 +124,7 @@ def check_fsdp(make: Make) -> None:
 def check_misaligned(make: Make) -> None:
     """A split inside a block is refused with the coordinates that would work."""
     q = make(_values(8, 136, seed=0))
-    rules = [dims[-1] for dims in q.layout().values()]
+    rules = [dims[-1] for dims in q.field_layout().values()]
     block = max(r[0] if isinstance(r, tuple) else r for r in rules if r is not None)
     if 1 < block < 136 and 68 % block:
         try:
