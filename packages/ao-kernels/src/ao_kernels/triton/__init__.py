@@ -3,7 +3,10 @@
 ``unavailable`` says why there are none ("" when there are).
 """
 
-KERNELS = ("int4_linear",)
+KERNELS = (
+    "int4_linear",
+    "int8_dynamic_linear",
+)
 
 try:
     import triton  # noqa: F401

@@ -1,13 +1,14 @@
 """int4 weight-only linear in Triton.
 
-M tokens, N output features, K input features, G groups of input features. A program walks over K in chunks that never
-cross a group, so that any group size works, and adds up
+M tokens, N output features, K input features, G groups of input features. A program walks over K
+in chunks that never cross a group, so that any group size works, and adds up
 
-    scale[n, g] * (sum_{k in chunk} (code[n, k] - 8) * x[m, k] - (zero[n, g] - 8) * sum_{k in chunk} x[m, k])
+    scale[n, g] * (sum_k (code[n, k] - 8) * x[m, k] - (zero[n, g] - 8) * sum_k x[m, k])
 
-Codes less 8 are exact in bfloat16 and float16; sums are float32. A byte holds the codes of features 2j and 2j+1: the even
-and the odd features are multiplied apart, which leaves the codes where they were loaded. float32 activations are cut into
-three bfloat16 planes that add up to them exactly.
+over the k of each chunk. Codes less 8 are exact in bfloat16 and float16; sums are float32. A byte
+holds the codes of features 2j and 2j+1: the even and the odd features are multiplied apart, which
+leaves the codes where they were loaded. float32 activations are cut into three bfloat16 planes that
+add up to them exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ao_kernels.triton import partials, tiles
 
 @triton.jit
 def _plane(x, OPERAND: tl.constexpr):
-    """The upper 16 bits of float32 values, and the rest. Truncated, not rounded: nothing overflows."""
+    """The upper 16 bits of float32 values, and the rest. Truncated, so that nothing overflows."""
     upper = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     return upper.to(OPERAND), x - upper
 
@@ -66,6 +67,7 @@ def _int4_linear(
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,
+    WIDEN: tl.constexpr,
     PLANES: tl.constexpr,
     OPERAND: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -95,7 +97,7 @@ def _int4_linear(
             inside = start // 2 + byte < tl.cdiv(stop, 2)
             packed = tl.load(codes_rows + start // 2 + byte[None, :], mask=inside[None, :], other=0)
             x_MK = tl.load(x_rows + start + k[None, :], mask=(start + k < stop)[None, :], other=0.0)
-        if PLANES == 3 or OPERAND == tl.float32:
+        if WIDEN:
             x_MK = x_MK.to(tl.float32)
         even, odd = tl.split(tl.reshape(x_MK, (BLOCK_M, BLOCK_K // 2, 2)))
         low = ((packed & 15).to(tl.int8) - 8).to(OPERAND)
@@ -145,7 +147,8 @@ def _run(
     group_size: int,
     bias: Tensor | None,
 ) -> Tensor:
-    x_MK, codes, scale = tiles.rows(x), dense(codes), dense(scale)
+    x_MK, codes = tiles.rows(x), codes.contiguous()
+    scale = scale.resolve_neg().contiguous()
     (M, K), N = x_MK.shape, codes.shape[0]
     y = x.new_empty((*x.shape[:-1], N))
     if y.numel() == 0:
@@ -181,6 +184,7 @@ def _run(
             HAS_BIAS=bias is not None,
             SPLIT=cut.splits > 1,
             EVEN=K % cut.block_k == 0 and group_size % cut.block_k == 0,
+            WIDEN=x.dtype == torch.float32 or tiles.INTERPRETED,
             PLANES=3 if x.dtype == torch.float32 else 1,
             OPERAND=tiles.operand(x.dtype),
             BLOCK_M=cut.block_m,
@@ -188,6 +192,7 @@ def _run(
             BLOCK_K=cut.block_k,
             num_warps=cut.warps,
             num_stages=cut.stages,
+            enable_fp_fusion=True,
         )
         if cut.splits > 1:
             partials.finish(into, y_MN, bias=dense(bias))

@@ -1,4 +1,4 @@
-"""The end of a linear: y = sum of the parts * scales + bias, for a tile in registers or for parts in memory.
+"""The end of a linear: sum of the parts * scales + bias.
 
 S splits of K, M tokens, N output features.
 """
@@ -24,9 +24,9 @@ def store_tile(total, bias, y, m, n, M, N, HAS_BIAS: tl.constexpr):
 
 @triton.jit
 def store_part(part, parts, split, m, n, M, N):
-    """parts[split, m, n] = part[n, m]."""
+    """parts[split, m, n] = part[n, m], in the dtype of the parts."""
     at = parts + (split.to(tl.int64) * M + m.to(tl.int64))[None, :] * N + n[:, None]
-    tl.store(at, part, mask=(m < M)[None, :] & (n < N)[:, None])
+    tl.store(at, part.to(parts.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -54,9 +54,8 @@ def _finish(
     total = total.to(tl.float32)
     m, n = at // N, at % N
     if SCALED:
-        token = tl.load(token_scale + m, mask=inside, other=0.0)
-        weight = tl.load(weight_scale + n * weight_stride, mask=inside, other=0.0).to(tl.float32)
-        total *= weight * token
+        total *= tl.load(weight_scale + n * weight_stride, mask=inside, other=0.0).to(tl.float32)
+        total *= tl.load(token_scale + m, mask=inside, other=0.0)
     if HAS_BIAS:
         total += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
@@ -71,7 +70,7 @@ def finish(
     weight_scale: Tensor | None = None,
     weight_stride: int = 0,
 ) -> None:
-    """Writes the sum of the parts, times token_scale[m] * weight_scale[n] if given, plus bias, to ``y_MN``."""
+    """y = sum of the parts * weight_scale[n] * token_scale[m], where these are given, + bias[n]."""
     splits, M, N = parts_SMN.shape
     _finish[(triton.cdiv(M * N, _BLOCK),)](
         parts_SMN,
@@ -87,6 +86,7 @@ def finish(
         HAS_BIAS=bias is not None,
         BLOCK=_BLOCK,
         num_warps=4,
+        enable_fp_fusion=True,
     )
 
 

@@ -1,9 +1,10 @@
 """How a Triton linear cuts its work, and what it accepts.
 
-M tokens, N output features, K input features. A program computes a (BLOCK_N, BLOCK_M) tile of the transposed result:
-the weights stand on the left of tl.dot, where the wide side of the matrix instruction is, and the tokens on the right,
-which can be narrow. Where that gives too few programs to fill the device, K is split, and ``partials.finish`` adds the
-parts in a fixed order: no atomics, so that bits repeat.
+M tokens, N output features, K input features. A program computes a (BLOCK_N, BLOCK_M) tile of the
+transposed result: the weights stand on the left of tl.dot, where the wide side of the matrix
+instruction is, and the tokens on the right, which can be narrow. Where that gives too few programs
+to fill the device, K is split, and ``partials.finish`` adds the parts in a fixed order: no atomics,
+so that bits repeat.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
 _X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INTERPRETED_PROGRAMS = 8  # few enough for the interpreter, enough to split K of the small shapes in tests
+_INTERPRETED_PROGRAMS = (
+    8  # few enough for the interpreter, enough to split K of the small shapes in tests
+)
 
 
 class Tiles(NamedTuple):
-    """Sizes of a launch: see the module docstring. ``steps`` is the number of BLOCK_K steps a program takes."""
+    """Sizes of a launch; ``steps`` is the number of BLOCK_K steps that a program takes."""
 
     block_m: int
     block_n: int
@@ -37,13 +40,24 @@ class Tiles(NamedTuple):
     steps: int
 
 
-def cut(M: int, N: int, n_steps: int, device: torch.device, *, tiles: tuple[int, ...]) -> Tiles:
-    """Splits ``n_steps`` steps over K so that there are programs enough; ``tiles`` are the first five fields."""
-    block_m, block_n = tiles[:2]
+def cut(
+    M: int,
+    N: int,
+    n_steps: int,
+    device: torch.device,
+    *,
+    tiles: tuple[int, ...],
+    most_steps: int | None = None,
+) -> Tiles:
+    """Splits ``n_steps`` steps over K so that there are programs enough.
+
+    ``tiles`` are the first five fields; a program takes at most ``most_steps`` steps.
+    """
+    block_m, block_n, block_k, warps, stages = tiles
     n_programs = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
     splits = max(1, min(_programs_wanted(device) // n_programs, n_steps // 4, 16))
-    steps = triton.cdiv(n_steps, splits)
-    return Tiles(*tiles, splits=triton.cdiv(n_steps, steps), steps=steps)
+    steps = min(triton.cdiv(n_steps, splits), most_steps or n_steps)
+    return Tiles(block_m, block_n, block_k, warps, stages, triton.cdiv(n_steps, steps), steps)
 
 
 @functools.cache
@@ -70,7 +84,7 @@ def row_stride(scale: Tensor) -> int:
 
 
 def operand(dtype: torch.dtype) -> tl.dtype:
-    """The dtype in which tl.dot multiplies activations of ``dtype``; float32 ones come as bfloat16 planes.
+    """The dtype in which tl.dot multiplies activations; float32 ones come as bfloat16 planes.
 
     Triton's interpreter has no bfloat16 arithmetic: there it is float32.
     """

@@ -1,0 +1,143 @@
+"""int8 linear with int8 activations in Triton.
+
+M tokens, N output features, K input features. One kernel quantizes the tokens, one multiplies codes
+with codes in int32, which is exact, and scales at the end:
+
+    y[m, n] = (sum_k code[n, k] * x_code[m, k]) * scale[n] * x_scale[m] + bias[n]
+
+in this order: the scale of a weight is an ordinary number, that of a token may be the smallest or
+the largest there is.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ao_kernels.cpu.weight import dense
+from ao_kernels.ops.int8_dynamic_linear import int8_dynamic_linear
+from ao_kernels.triton import partials, tiles, tokens
+
+_MOST_FEATURES = (2**31 - 1) // (127 * 128)  # an int32 sum of more could overflow
+
+
+@triton.jit(do_not_specialize=["M", "steps"])
+def _int8_linear(
+    x_codes,
+    x_scale,
+    codes,
+    scale,
+    bias,
+    y,
+    M,
+    N,
+    K,
+    padded,
+    n_steps,
+    steps,
+    codes_stride,
+    scale_stride,
+    HAS_BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    tile, split = tl.program_id(0), tl.program_id(1)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    m = (tile % tiles_m) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (tile // tiles_m) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_m = tl.minimum(m, M - 1).to(tl.int64)  # rows outside repeat the last one and are not stored
+    row_n = tl.minimum(n, N - 1).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    x_rows = x_codes + row_m[:, None] * padded + k[None, :]
+    codes_rows = codes + row_n[:, None] * codes_stride + k[None, :]
+
+    acc_NM = tl.zeros((BLOCK_N, BLOCK_M), tl.int32)
+    for step in range(split * steps, min(split * steps + steps, n_steps)):
+        start = step * BLOCK_K
+        x_MK = tl.load(x_rows + start)
+        if EVEN:
+            w_NK = tl.load(codes_rows + start)
+        else:
+            w_NK = tl.load(codes_rows + start, mask=(start + k < K)[None, :], other=0)
+        acc_NM = tl.dot(w_NK, tl.trans(x_MK), acc_NM, out_dtype=tl.int32)
+
+    if SPLIT:
+        partials.store_part(acc_NM, y, split, m, n, M, N)
+    else:
+        weight = tl.load(scale + row_n * scale_stride).to(tl.float32)
+        total = acc_NM.to(tl.float32) * weight[:, None]
+        total *= tl.load(x_scale + row_m)[None, :]
+        partials.store_tile(total, bias, y, m, n, M, N, HAS_BIAS)
+
+
+def _supports(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> str | None:
+    return tiles.refusal(x, bias, codes, scale)
+
+
+def _shape(M: int) -> tuple[int, ...]:
+    """BLOCK_M, BLOCK_N, BLOCK_K, warps, stages."""
+    if M <= 16:
+        return 16, 32, 256, 4, 4
+    if M <= 64:
+        return 32 if M <= 32 else 64, 64, 128, 4, 4
+    return 128, 128, 128, 8, 3
+
+
+@int8_dynamic_linear.kernel("triton", device=tiles.DEVICES, supports=_supports)
+def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    x_MK, codes = tiles.rows(x), codes.contiguous()
+    scale, bias = scale.resolve_neg().contiguous(), dense(bias)
+    (M, K), N = x_MK.shape, codes.shape[0]
+    y = x.new_empty((*x.shape[:-1], N))
+    if y.numel() == 0:
+        return y
+    shape = _shape(M)
+    n_steps = triton.cdiv(K, shape[2])
+    most_steps = _MOST_FEATURES // shape[2]
+    cut = tiles.cut(M, N, n_steps, x.device, tiles=shape, most_steps=most_steps)
+    y_MN = y.view(M, N)
+    sums = torch.int32 if n_steps <= most_steps else torch.float32
+    into = y_MN if cut.splits == 1 else partials.new_parts(cut.splits, y_MN, sums)
+    grid = (triton.cdiv(M, cut.block_m) * triton.cdiv(N, cut.block_n), cut.splits)
+    with tiles.on(x.device):
+        x_codes_MP, x_scale_M = tokens.quantize_tokens(x_MK, padding=cut.block_k)
+        _int8_linear[grid](
+            x_codes_MP,
+            x_scale_M,
+            codes,
+            scale,
+            bias,
+            into,
+            M,
+            N,
+            K,
+            x_codes_MP.shape[1],
+            n_steps,
+            cut.steps,
+            codes.stride(0),
+            tiles.row_stride(scale),
+            HAS_BIAS=bias is not None,
+            SPLIT=cut.splits > 1,
+            EVEN=K % cut.block_k == 0,
+            BLOCK_M=cut.block_m,
+            BLOCK_N=cut.block_n,
+            BLOCK_K=cut.block_k,
+            num_warps=cut.warps,
+            num_stages=cut.stages,
+            enable_fp_fusion=True,
+        )
+        if cut.splits > 1:
+            partials.finish(
+                into,
+                y_MN,
+                bias=bias,
+                token_scale=x_scale_M,
+                weight_scale=scale,
+                weight_stride=tiles.row_stride(scale),
+            )
+    return y

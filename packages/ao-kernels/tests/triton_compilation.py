@@ -1,0 +1,118 @@
+"""Compiles for any NVIDIA GPU, without one, the Triton kernels that calls of an op launch.
+
+The launches are recorded by running a kernel's host code on CPU tensors, with launchers that note
+their arguments in place of the compiled kernels.
+"""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+ARCHITECTURES = (80, 90)
+
+_TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_MODULES = ("partials", "tokens")  # those that launch kernels of several ops
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel compiled for one launch."""
+
+    name: str
+    ptx: str
+    shared_bytes: int
+
+
+class _Recorder:
+    """Stands for a jitted kernel: notes what it would be launched with."""
+
+    def __init__(
+        self, kernel: Any, noted: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
+    ) -> None:
+        self.kernel, self.noted = kernel, noted
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args, **kwargs: self.noted.append((self.kernel, args, kwargs))
+
+
+def compiled_launches(
+    op: str, calls: list[tuple[Any, ...]], architecture: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Launch]:
+    """The launches of ``calls`` of ao_kernels.triton.<op>, each compiled for sm_<architecture>."""
+    import triton
+
+    noted: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    modules = [importlib.import_module(f"ao_kernels.triton.{name}") for name in (op, *_MODULES)]
+    with monkeypatch.context() as patch:
+        for module in modules:
+            for name, value in list(vars(module).items()):
+                if isinstance(value, triton.runtime.JITFunction):
+                    patch.setattr(module, name, _Recorder(value, noted))
+        for call in calls:
+            modules[0]._run(*call)
+    assert len(noted) >= len(calls)
+    seen = set()
+    for kernel, args, kwargs in noted:
+        launch = _signature(kernel, args, kwargs)
+        key = (kernel.__name__, str(launch))
+        if key not in seen:
+            seen.add(key)
+            yield _compile(kernel, *launch, architecture)
+
+
+def _signature(
+    kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, str], dict[str, Any], list[str], dict[str, Any]]:
+    """Types and constants by name, the names of arguments divisible by 16, and options."""
+    given = dict(zip(kernel.arg_names, args, strict=False))
+    given.update({name: value for name, value in kwargs.items() if name not in _OPTIONS})
+    options = {name: value for name, value in kwargs.items() if name in _OPTIONS}
+    types, constants, aligned = {}, {}, []
+    for parameter in kernel.params:
+        value = given[parameter.name]
+        if isinstance(value, Tensor):
+            types[parameter.name] = "*" + _TYPES[value.dtype]
+            aligned.append(parameter.name)
+        elif (
+            parameter.is_constexpr
+            or value is None
+            or (value == 1 and not parameter.do_not_specialize)
+        ):
+            types[parameter.name], constants[parameter.name] = "constexpr", value
+        else:
+            types[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                aligned.append(parameter.name)
+    return types, constants, aligned, options
+
+
+def _compile(
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    aligned: list[str],
+    options: dict[str, Any],
+    architecture: int,
+) -> Launch:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
+    target = GPUTarget("cuda", architecture, 32)
+    done = triton.compile(source, target=target, options=options)
+    return Launch(kernel.__name__, done.asm["ptx"], done.metadata.shared)
