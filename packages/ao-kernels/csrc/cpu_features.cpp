@@ -15,7 +15,7 @@ bool supported(Isa isa) {
 #ifdef AO_HAVE_AVX2
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+             __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
 #endif
 #ifdef AO_HAVE_AVX512
     case Isa::avx512:

@@ -74,7 +74,7 @@ void pass(const LinearArgs& a, bool symmetric, int64_t m0, int64_t n_tokens) {
   const int64_t grain = max_of(1, n_blocks / (16 * a.n_threads));
   parallel_for(n_blocks, grain, a.n_threads, [&](int64_t begin, int64_t end) {
     char* const memory =
-        static_cast<char*>(scratch(2, product.scratch_bytes() + count * kBlockRows * sizeof(float)));
+        static_cast<char*>(scratch(3, product.scratch_bytes() + count * kBlockRows * sizeof(float)));
     float* const acc = reinterpret_cast<float*>(memory + product.scratch_bytes());
     for (int64_t block = begin; block < end; ++block) {
       const int64_t n = block * kBlockRows;

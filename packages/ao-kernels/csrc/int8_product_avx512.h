@@ -1,5 +1,8 @@
 // The AVX-512 (VNNI, VBMI) kernels of int8_product: which one serves a call, and what surrounds them.
 #pragma once
+#include <cstring>
+
+#include "floats.h"
 #include "int8_dot_avx512.h"
 #include "int8_panel_avx512.h"
 

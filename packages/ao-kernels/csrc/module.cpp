@@ -10,6 +10,12 @@ namespace py = pybind11;
 // One declaration and one call an op; each is defined in csrc/<op>.cpp.
 void register_bandwidth(py::module_& m);
 void register_int4_linear(py::module_& m);
+void register_int8_dynamic_int4_linear(py::module_& m);
+void register_int8_dynamic_intx_linear(py::module_& m);
+void register_int8_dynamic_linear(py::module_& m);
+void register_int8_embedding(py::module_& m);
+void register_int8_tokens(py::module_& m);
+void register_intx_embedding(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of ao_kernels: raw addresses and sizes, no torch headers.";
@@ -22,4 +28,10 @@ PYBIND11_MODULE(_C, m) {
 
   register_bandwidth(m);
   register_int4_linear(m);
+  register_int8_dynamic_int4_linear(m);
+  register_int8_dynamic_intx_linear(m);
+  register_int8_dynamic_linear(m);
+  register_int8_embedding(m);
+  register_int8_tokens(m);
+  register_intx_embedding(m);
 }

@@ -1,5 +1,6 @@
 """The compiled extension. The ops return NotImplemented for arguments that they do not take as they are."""
 
+import torch
 from torch import Tensor
 
 def isa() -> str: ...
@@ -16,5 +17,53 @@ def int4_linear(
     zero: Tensor | None,
     group_size: int,
     bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_dynamic_int4_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_dynamic_intx_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_dynamic_linear(
+    n_threads: int, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None, /
+) -> Tensor: ...
+def int8_embedding(
+    n_threads: int,
+    indices: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    dtype: torch.dtype,
+    /,
+) -> Tensor: ...
+def int8_tokens(
+    n_threads: int, x: Tensor, symmetric: bool, /
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def intx_embedding(
+    n_threads: int,
+    indices: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    length: int,
+    dtype: torch.dtype,
     /,
 ) -> Tensor: ...

@@ -4,7 +4,14 @@
 loaded, or by the environment variable AO_KERNELS_ISA=generic|avx2|avx512|neon.
 """
 
-KERNELS = ("int4_linear",)
+KERNELS = (
+    "int4_linear",
+    "int8_dynamic_int4_linear",
+    "int8_dynamic_intx_linear",
+    "int8_dynamic_linear",
+    "int8_embedding",
+    "intx_embedding",
+)
 
 try:
     from ao_kernels import _C

@@ -1,7 +1,17 @@
 """The ops, one module each; below the public functions only plain tensors travel."""
 
 from ao_kernels.ops.int4_linear import int4_linear
+from ao_kernels.ops.int8_dynamic_int4_linear import int8_dynamic_int4_linear
+from ao_kernels.ops.int8_dynamic_intx_linear import int8_dynamic_intx_linear
+from ao_kernels.ops.int8_dynamic_linear import int8_dynamic_linear
+from ao_kernels.ops.int8_embedding import int8_embedding
+from ao_kernels.ops.intx_embedding import intx_embedding
 
 __all__ = [
     "int4_linear",
+    "int8_dynamic_int4_linear",
+    "int8_dynamic_intx_linear",
+    "int8_dynamic_linear",
+    "int8_embedding",
+    "intx_embedding",
 ]

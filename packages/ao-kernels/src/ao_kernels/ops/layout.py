@@ -12,9 +12,11 @@ from __future__ import annotations
 import torch
 from ao_core.packing import packed_bytes, unpack
 from torch import Tensor
+from torch.nn.functional import embedding
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SCALE_DTYPES = (torch.bfloat16, torch.float32)
+INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def check_activation(op: str, x: Tensor) -> None:
@@ -72,6 +74,21 @@ def check_int8(op: str, codes: Tensor, scale: Tensor, group_size: int, length: i
             f"{op}: codes have {codes.shape[1]} columns; x has {length} input features"
         )
     _check_scale(op, codes.shape[0], scale, group_size, length)
+
+
+def check_indices(op: str, indices: Tensor, dtype: torch.dtype) -> None:
+    """Indices of embedding rows, and the dtype of the rows."""
+    if indices.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{op}: indices have dtype {indices.dtype}; they must be int32 or int64")
+    if dtype not in ACTIVATION_DTYPES:
+        allowed = ", ".join(str(each) for each in ACTIVATION_DTYPES)
+        raise TypeError(f"{op}: dtype is {dtype}; allowed are {allowed}")
+
+
+def select_rows(indices: Tensor, codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of codes and scale that ``indices`` name; a scale of one row serves all. IndexError like F.embedding."""
+    rows = embedding(indices, codes)
+    return rows, embedding(torch.zeros_like(indices) if scale.shape[0] == 1 else indices, scale)
 
 
 def dequantize_intx(
