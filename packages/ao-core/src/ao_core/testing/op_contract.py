@@ -117,7 +117,7 @@ class OpContract:
         cases = [of(5), of(2, 3), of(2, 1, 2), of(0), of(3, 0), of(1)]
         cases += [of(6)[::2], of(2, 3).transpose(0, 1), of(1).expand(3, *tail)]
         if self.rows_are_tokens:
-            wide = torch.randn(3, 2 * tail[0] + 3).to(dtype)
+            wide = torch.randn(3, 2 * tail[0] + 3, device=x.device).to(dtype)
             cases += [of(1)[0], wide[:, 1 : 1 + tail[0]], wide[:, : 2 * tail[0] : 2]]
             cases += [of(4).T.contiguous().T]
         for case in cases:
