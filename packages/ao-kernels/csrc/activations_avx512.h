@@ -44,15 +44,19 @@ inline constexpr Order kTileOrder = [] {
   return order;
 }();
 
-constexpr int kSpareRows = 8;
+// A pass of dot products may read this many vectors behind the last; their numbers are dropped.
+constexpr int kSpareVectors = 8;
 
 struct Activations {
-  uint16_t* data;   // [rows][planes][stride] bf16
+  uint16_t* data;   // [blocks of K][rows][planes][block] bf16, then kSpareVectors x block
   float* sums;      // [rows][G] sum of a group's activations, or nullptr without zero points
-  int64_t rows, stride, n_chunks;
+  int64_t rows, n_chunks, block;
   int planes;
 
-  uint16_t* row(int64_t m, int plane) const { return data + (m * planes + plane) * stride; }
+  // Code k, the first of a chunk, of a row. The next plane or row is `block` further.
+  uint16_t* at(int64_t row, int plane, int64_t k) const {
+    return data + ((k / block * rows + row) * planes + plane) * block + k % block;
+  }
 };
 
 inline __m512i narrow(__m512 low, __m512 high) {
@@ -102,7 +106,7 @@ inline void pack_row(const LinearArgs& a, const Activations& out, const Order& o
       const uint16_t* x = static_cast<const uint16_t*>(a.x) + base + k;
       for (int s = 0; s < 4; ++s)
         natural[s] = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(low_bits(left - 32 * s)), x + 32 * s);
-      store_ordered(out.row(row, 0) + k, order, natural);
+      store_ordered(out.at(row, 0, k), order, natural);
       continue;
     }
     __m512 rest[8];
@@ -113,7 +117,7 @@ inline void pack_row(const LinearArgs& a, const Activations& out, const Order& o
         const __m512 low = split(rest[2 * s]);
         natural[s] = narrow(low, split(rest[2 * s + 1]));
       }
-      store_ordered(out.row(row, plane) + k, order, natural);
+      store_ordered(out.at(row, plane, k), order, natural);
     }
   }
 }
@@ -129,18 +133,16 @@ inline void sum_groups(const LinearArgs& a, int64_t m, float* sums) {
   }
 }
 
-// Rows [begin, end) of x, in scratch slots 0 and 1 of the calling thread.
-inline Activations pack_activations(const LinearArgs& a, const Order& order, int64_t begin, int64_t end,
-                                    bool with_sums) {
+// Rows [begin, end) of x in blocks of `block` codes, in scratch slots 0 and 1 of the calling thread.
+inline Activations pack_activations(const LinearArgs& a, const Order& order, int64_t block, int64_t begin,
+                                    int64_t end, bool with_sums) {
   Activations out;
   out.rows = end - begin;
   out.n_chunks = (a.K + kChunk - 1) / kChunk;
-  // 64 bytes more than a whole number of chunks: rows 4096 bytes apart would share their cache sets.
-  out.stride = out.n_chunks * kChunk + 32;
+  out.block = block;
   out.planes = n_planes(a.x_dtype);
-  // A pass of dot products may read up to kSpareRows rows behind the last; their numbers are dropped.
-  const int64_t n_rows = out.planes * out.rows + kSpareRows;
-  out.data = static_cast<uint16_t*>(scratch(0, n_rows * out.stride * sizeof(uint16_t)));
+  const int64_t n_blocks = (a.K + block - 1) / block;
+  out.data = static_cast<uint16_t*>(scratch(0, (n_blocks * out.rows * out.planes + kSpareVectors) * block * 2));
   out.sums = with_sums ? static_cast<float*>(scratch(1, out.rows * a.G * sizeof(float))) : nullptr;
   for (int64_t m = 0; m < out.rows; ++m) {
     pack_row(a, out, order, begin + m, m);

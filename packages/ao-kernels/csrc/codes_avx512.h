@@ -126,6 +126,7 @@ class Codes {
       } else {
         v = Full ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask.first, p);
       }
+      asm("" : "+v"(v));
       for (int s = 0; s < 4; ++s) w[s] = lookup(index(v, s), s);
     }
   }

@@ -17,6 +17,9 @@ constexpr int kDotVectors = 8;
 // Bytes ahead of the row stream that are asked for.
 constexpr int kPrefetch = 2048;
 
+// Bytes of activations that a block of rows uses over and over.
+constexpr int64_t kCachedActivations = 32 << 10;
+
 constexpr int64_t kSerialBytes = 64 << 10;
 constexpr int64_t kPieceBytes = 16 << 10;
 
@@ -59,92 +62,158 @@ Groups plan_groups(const LinearArgs& a, int64_t n_chunks) {
   return plan;
 }
 
-// A row's scales as f32 with 16 zeros behind, and its part of sum_g scale * (zero - middle) * sums[g].
+// Weight rows whose sums are reduced and stored together.
+constexpr int kRowBlock = 16;
+
+// The scales of `rows` rows as f32 with 16 readable floats behind. Returns the distance between rows.
+inline int64_t read_scales(const LinearArgs& a, int64_t n, int rows, float* out) {
+  const int64_t count = a.scale_stride ? rows * a.G : a.G;
+  for (int64_t i = 0; i < count; i += 16)
+    _mm512_storeu_ps(out + i, load_scales(a.scale, a.scale_dtype, n * a.scale_stride + i,
+                                          static_cast<__mmask16>(low_bits(count - i))));
+  return a.scale_stride;
+}
+
+// -sum_g scale * (zero - middle) * sums[g] of one row and token, spread over 16 lanes.
 template <int B>
-inline void read_scales(const LinearArgs& a, int64_t n, float* scales, const Activations& x, int64_t m,
-                        int tokens, float* corrections) {
-  const int64_t row = n * a.scale_stride;
+inline __m512 zero_correction(const LinearArgs& a, int64_t n, const float* scales, const float* sums) {
   constexpr float middle = B == 0 ? 0.0f : static_cast<float>(1 << (B - 1 > 0 ? B - 1 : 0));
-  __m512 totals[kDotVectors] = {};
+  __m512 total = _mm512_setzero_ps();
   for (int64_t g = 0; g < a.G; g += 16) {
     const auto mask = static_cast<__mmask16>(low_bits(a.G - g));
-    const __m512 s = load_scales(a.scale, a.scale_dtype, row + g, mask);
-    _mm512_storeu_ps(scales + g, s);
-    if (!a.zero) continue;
-    const __m512 z = _mm512_sub_ps(load_scales(a.zero, a.scale_dtype, row + g, mask), _mm512_set1_ps(middle));
-    const __m512 sz = _mm512_mul_ps(s, z);
-    for (int t = 0; t < tokens; ++t)
-      totals[t] = _mm512_fmadd_ps(sz, _mm512_maskz_loadu_ps(mask, x.sums + (m + t) * a.G + g), totals[t]);
+    const __m512 z = _mm512_sub_ps(load_scales(a.zero, a.scale_dtype, n * a.scale_stride + g, mask),
+                                   _mm512_set1_ps(middle));
+    const __m512 sz = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, scales + g), z);
+    total = _mm512_fnmadd_ps(sz, _mm512_maskz_loadu_ps(mask, sums + g), total);
   }
-  _mm512_storeu_ps(scales + a.G, _mm512_setzero_ps());
-  for (int t = 0; t < tokens; ++t) corrections[t] = a.zero ? _mm512_reduce_add_ps(totals[t]) : 0.0f;
+  return total;
+}
+
+// Lane i of the result: the sum of the 16 lanes at rows + i * stride.
+inline __m512 reduce_rows(const float* rows, int64_t stride) {
+  __m512 r[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_ps(rows + i * stride);
+  for (int i = 0; i < 8; ++i)  // lanes of 128 bits: a0+a2 b0+b2 a1+a3 b1+b3
+    r[i] = _mm512_add_ps(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+  for (int i = 0; i < 4; ++i)  // a b c d
+    r[i] = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(r[2 * i]), _mm512_castps_pd(r[2 * i + 1]))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(r[2 * i]), _mm512_castps_pd(r[2 * i + 1]))));
+  for (int i = 0; i < 2; ++i)
+    r[i] = _mm512_add_ps(_mm512_shuffle_f32x4(r[2 * i], r[2 * i + 1], 0x88),
+                         _mm512_shuffle_f32x4(r[2 * i], r[2 * i + 1], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(r[0], r[1], 0x88), _mm512_shuffle_f32x4(r[0], r[1], 0xdd));
 }
 
 template <int B, int V, bool Whole, bool Full>
 inline __attribute__((always_inline)) void dot_chunk(const uint8_t* codes, ChunkMask mask, const uint16_t* x,
-                                                     int64_t x_stride, const float* scales,
+                                                     const float* scales,
                                                      const int32_t* lanes, __m512 sums[V]) {
   __m512i w[4];
   Codes<B>::template unpack<Full>(codes, mask, w);
-  if constexpr (Whole) {
-    const __m512 scale = _mm512_set1_ps(*scales);
-    for (int v = 0; v < V; ++v) {
-      __m512 sum = _mm512_setzero_ps();
-      for (int s = 0; s < 4; ++s) sum = dot(sum, w[s], _mm512_load_si512(x + v * x_stride + 32 * s));
-      sums[v] = _mm512_fmadd_ps(sum, scale, sums[v]);
-    }
-  } else {
-    const __m512 window = _mm512_loadu_ps(scales);
-    constexpr int steps = unit_steps<B>;
-    for (int u = 0; u < 4 / steps; ++u) {
-      const __m512 scale = _mm512_permutexvar_ps(_mm512_loadu_si512(lanes + 16 * u), window);
-      for (int v = 0; v < V; ++v) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int s = u * steps; s < (u + 1) * steps; ++s)
-          sum = dot(sum, w[s], _mm512_load_si512(x + v * x_stride + 32 * s));
-        sums[v] = _mm512_fmadd_ps(sum, scale, sums[v]);
-      }
-    }
+  constexpr int steps = Whole ? 4 : unit_steps<B>;
+  for (int u = 0; u < 4; u += steps) {
+    __m512 of_unit[V];
+    for (int v = 0; v < V; ++v) of_unit[v] = _mm512_setzero_ps();
+    for (int s = u; s < u + steps; ++s)
+      for (int v = 0; v < V; ++v)
+        of_unit[v] = dot(of_unit[v], w[s], _mm512_load_si512(x + v * kChunk + 32 * s));
+    const __m512 scale = Whole ? _mm512_set1_ps(*scales)
+                               : _mm512_permutexvar_ps(_mm512_loadu_si512(lanes + 16 * (u / steps)),
+                                                       _mm512_loadu_ps(scales));
+    for (int v = 0; v < V; ++v) sums[v] = _mm512_fmadd_ps(of_unit[v], scale, sums[v]);
   }
+}
+
+inline void store_16(const LinearArgs& a, int64_t at, __mmask16 mask, __m512 y) {
+  switch (a.x_dtype) {
+    case DType::bf16: {
+      // As float32_to_bf16: vcvtneps2bf16 would flush subnormal results to zero.
+      const __m512i bits = _mm512_castps_si512(y);
+      const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+      __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+      rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), bits,
+                                     _mm512_set1_epi32(0x400000));
+      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(a.y) + at, mask,
+                               _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+      break;
+    }
+    case DType::f16:
+      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(a.y) + at, mask,
+                               _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
+      break;
+    default: _mm512_mask_storeu_ps(static_cast<float*>(a.y) + at, mask, y);
+  }
+}
+
+// y = sums - zero points + bias for a block of rows.
+template <int B, int V>
+void store_block(const LinearArgs& a, const Activations& x, int64_t m, int tokens, int64_t n, int rows,
+                 const float* scales, int64_t pitch, float* lanes) {
+  const auto mask = static_cast<__mmask16>(low_bits(rows));
+  const __m512 bias = a.bias ? load_x(a.bias, a.bias_dtype, n, mask) : _mm512_setzero_ps();
+  for (int t = 0; t < tokens; ++t) {
+    float* of_token = lanes + t * x.planes * 16;
+    for (int j = 0; j < rows; ++j) {
+      float* row = of_token + j * V * 16;
+      __m512 sum = _mm512_load_ps(row);
+      for (int plane = 1; plane < x.planes; ++plane) sum = _mm512_add_ps(sum, _mm512_load_ps(row + plane * 16));
+      if (a.zero)
+        sum = _mm512_add_ps(sum, zero_correction<B>(a, n + j, scales + j * pitch, x.sums + (m + t) * a.G));
+      if (a.zero || x.planes > 1) _mm512_store_ps(row, sum);
+    }
+    store_16(a, (m + t) * a.N + n, mask, _mm512_add_ps(reduce_rows(of_token, V * 16), bias));
+  }
+}
+
+// Chunks whose activations stay in the first-level cache while a block of rows passes.
+template <int V>
+inline int64_t chunks_at_once(int64_t n_chunks) {
+  const int64_t most = kCachedActivations / (V * kChunk * 2);
+  const int64_t parts = (n_chunks + most - 1) / most;
+  return (n_chunks + parts - 1) / parts;
 }
 
 // Tokens [m, m + V / planes) of weight rows [begin, end).
 template <int B, int V, bool Whole>
 void dot_rows(const LinearArgs& a, const Activations& x, const Groups& groups, int64_t m, int64_t begin,
               int64_t end) {
+  constexpr int kBytes = chunk_bytes<B>;
   const int tokens = static_cast<int>(x.rows - m < V / x.planes ? x.rows - m : V / x.planes);
-  const int64_t n_full = a.row_bytes / chunk_bytes<B>;
-  const ChunkMask tail = chunk_mask(a.row_bytes - n_full * chunk_bytes<B>);
-  auto* scales = static_cast<float*>(scratch(3, (a.G + 16) * sizeof(float)));
-  // Vectors beyond the last token are computed from spare rows and dropped.
-  const uint16_t* activations = x.row(m, 0);
-  for (int64_t n = begin; n < end; ++n) {
-    const uint8_t* codes = a.codes + n * a.row_bytes;
-    float corrections[kDotVectors];
-    read_scales<B>(a, n, scales, x, m, tokens, corrections);
-    __m512 sums[V];
-    for (int v = 0; v < V; ++v) sums[v] = _mm512_setzero_ps();
-    for (int64_t c = 0; c < n_full; ++c) {
-      const uint8_t* p = codes + c * chunk_bytes<B>;
-      for (int line = 0; line < chunk_bytes<B>; line += 64) _mm_prefetch(p + kPrefetch + line, _MM_HINT_T0);
-      dot_chunk<B, V, Whole, true>(p, {}, activations + c * kChunk, x.stride, scales + groups.first[c],
-                                   groups.lanes + c * groups.lanes_stride, sums);
+  const int64_t n_full = a.row_bytes / kBytes;
+  const ChunkMask tail = chunk_mask(a.row_bytes - n_full * kBytes);
+  const int64_t at_once = chunks_at_once<V>(x.n_chunks);
+  const int64_t prefetch = at_once == x.n_chunks ? kPrefetch : 2 * a.row_bytes;
+  auto* scales = static_cast<float*>(scratch(3, (kRowBlock * a.G + 16) * sizeof(float)));
+  alignas(64) float lanes[kRowBlock][V][16];
+  // Vectors beyond the last token are computed from what comes next and dropped.
+  const uint16_t* activations = x.at(m, 0, 0);
+  const int64_t x_stride = x.rows * x.planes * kChunk;
+  for (int64_t block = begin; block < end; block += kRowBlock) {
+    const int rows = static_cast<int>(end - block < kRowBlock ? end - block : kRowBlock);
+    const int64_t pitch = read_scales(a, block, rows, scales);
+    for (int64_t from = 0; from < x.n_chunks; from += at_once) {
+      const int64_t to = from + at_once < n_full ? from + at_once : n_full;
+      for (int j = 0; j < rows; ++j) {
+        const uint8_t* codes = a.codes + (block + j) * a.row_bytes;
+        const float* row_scales = scales + j * pitch;
+        __m512 sums[V];
+        for (int v = 0; v < V; ++v)
+          sums[v] = from ? _mm512_load_ps(lanes[j][v]) : _mm512_setzero_ps();
+        for (int64_t c = from; c < to; ++c) {
+          const uint8_t* p = codes + c * kBytes;
+          for (int line = 0; line < kBytes; line += 64) _mm_prefetch(p + prefetch + line, _MM_HINT_T0);
+          dot_chunk<B, V, Whole, true>(p, {}, activations + c * x_stride,
+                                       row_scales + groups.first[c], groups.lanes + c * groups.lanes_stride, sums);
+        }
+        if (from + at_once >= x.n_chunks && n_full < x.n_chunks)
+          dot_chunk<B, V, Whole, false>(codes + n_full * kBytes, tail, activations + n_full * x_stride,
+                                        row_scales + groups.first[n_full],
+                                        groups.lanes + n_full * groups.lanes_stride, sums);
+        for (int v = 0; v < V; ++v) _mm512_store_ps(lanes[j][v], sums[v]);
+      }
     }
-    if (n_full < x.n_chunks)
-      dot_chunk<B, V, Whole, false>(codes + n_full * chunk_bytes<B>, tail, activations + n_full * kChunk,
-                                    x.stride, scales + groups.first[n_full],
-                                    groups.lanes + n_full * groups.lanes_stride, sums);
-    const float bias = a.bias ? load_f32(a.bias, a.bias_dtype, n) : 0.0f;
-    // Through memory: an array of registers indexed at run time would live in memory in the loop above.
-    alignas(64) float lanes[V][16];
-    for (int v = 0; v < V; ++v) _mm512_store_ps(lanes[v], sums[v]);
-    for (int t = 0; t < tokens; ++t) {
-      __m512 total = _mm512_load_ps(lanes[t * x.planes]);
-      for (int plane = 1; plane < x.planes; ++plane)
-        total = _mm512_add_ps(total, _mm512_load_ps(lanes[t * x.planes + plane]));
-      const float y = _mm512_reduce_add_ps(total) - corrections[t] + bias;
-      store_f32(a.y, a.x_dtype, (m + t) * a.N + n, y);
-    }
+    store_block<B, V>(a, x, m, tokens, block, rows, scales, pitch, &lanes[0][0][0]);
   }
 }
 
@@ -159,7 +228,8 @@ inline int64_t row_grain(const LinearArgs& a) {
   const int64_t pieces = a.n_threads * 8;
   const int64_t least = (kPieceBytes + a.row_bytes - 1) / a.row_bytes;
   const int64_t even = (a.N + pieces - 1) / pieces;
-  return even < least ? least : even;
+  const int64_t rows = even < least ? least : even;
+  return (rows + kRowBlock - 1) / kRowBlock * kRowBlock;
 }
 
 }  // namespace ao::avx512

@@ -29,6 +29,7 @@ void dot_rows(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, 
   const char* const scale = static_cast<const char*>(a.scale) + n * scale_bytes;
   const char* const zero = a.zero ? static_cast<const char*>(a.zero) + n * scale_bytes : nullptr;
   const uint8_t* ahead = row + kAhead;
+  const int64_t scale_ahead = scale_bytes * (kAhead / a.row_bytes + R);
   const int8_t* token = x.codes;
   int64_t position = 0, k = 0;
   __m512 sums[R][T];
@@ -69,7 +70,8 @@ void dot_rows(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, 
     const __mmask16 mask = a.G - g >= 16 ? 0xffff : static_cast<__mmask16>((1u << (a.G - g)) - 1);
     __m512 scales[R];
     for (int r = 0; r < R; ++r) {
-      const void* const s = scale + r * scale_bytes;
+      const char* const s = scale + r * scale_bytes;
+      _mm_prefetch(s + scale_ahead + g * dtype_bytes(a.scale_dtype), _MM_HINT_T0);
       scales[r] = load_scales(s, a.scale_dtype, g, mask);
       const __m512 zeros = zero ? load_scales(zero + r * scale_bytes, a.scale_dtype, g, mask)
                                 : _mm512_set1_ps(middle_code);

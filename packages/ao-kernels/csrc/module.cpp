@@ -14,8 +14,10 @@ void register_int8_dynamic_int4_linear(py::module_& m);
 void register_int8_dynamic_intx_linear(py::module_& m);
 void register_int8_dynamic_linear(py::module_& m);
 void register_int8_embedding(py::module_& m);
+void register_int8_linear(py::module_& m);
 void register_int8_tokens(py::module_& m);
 void register_intx_embedding(py::module_& m);
+void register_intx_linear(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of ao_kernels: raw addresses and sizes, no torch headers.";
@@ -32,6 +34,8 @@ PYBIND11_MODULE(_C, m) {
   register_int8_dynamic_intx_linear(m);
   register_int8_dynamic_linear(m);
   register_int8_embedding(m);
+  register_int8_linear(m);
   register_int8_tokens(m);
   register_intx_embedding(m);
+  register_intx_linear(m);
 }

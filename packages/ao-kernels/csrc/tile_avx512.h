@@ -151,25 +151,16 @@ inline void start_sums(const LinearArgs& a, const Activations& x, const RowTile&
   }
 }
 
-inline void store_16(const LinearArgs& a, int64_t at, __mmask16 mask, __m512 y) {
-  switch (a.x_dtype) {
-    case DType::bf16: {
-      // As float32_to_bf16: vcvtneps2bf16 would flush subnormal results to zero.
-      const __m512i bits = _mm512_castps_si512(y);
-      const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-      __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-      rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), bits,
-                                     _mm512_set1_epi32(0x400000));
-      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(a.y) + at, mask,
-                               _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-      break;
-    }
-    case DType::f16:
-      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(a.y) + at, mask,
-                               _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
-      break;
-    default: _mm512_mask_storeu_ps(static_cast<float*>(a.y) + at, mask, y);
-  }
+// Asks for the bytes of the 32 rows' next block, or of the first block of the next 32 rows: short pieces of many rows,
+// which the hardware prefetcher does not see coming.
+template <int B>
+void prefetch_block(const LinearArgs& a, const RowTile& tile, int64_t begin, int64_t k) {
+  const bool next_tile = k >= a.K;
+  if (next_tile && begin + 2 * kTileRows > a.N) return;
+  const int64_t offset = next_tile ? kTileRows * a.row_bytes : k / kChunk * chunk_bytes<B>;
+  for (int j = 0; j < kTileRows; ++j)
+    for (int64_t byte = 0; byte < 2 * chunk_bytes<B>; byte += 64)
+      _mm_prefetch(tile.rows[j] + offset + byte, _MM_HINT_T1);
 }
 
 // All tokens of x (from token m_begin of the call) times weight rows [begin, begin + 32).
@@ -182,18 +173,19 @@ void tile_rows(const LinearArgs& a, const Activations& x, int64_t m_begin, int64
   start_sums(a, x, tile, begin, sums);
 
   const int64_t n_blocks = (x.rows + kTileTokens - 1) / kTileTokens;
-  const int64_t x_stride = x.planes * x.stride;
+  const int64_t x_stride = x.planes * kBlockCodes;
   for (int64_t k = 0; k < a.K; k += kBlockCodes) {
     const int64_t k_end = k + kBlockCodes < a.K ? k + kBlockCodes : a.K;
     for (int64_t c = k / kChunk; c * kChunk < k_end; ++c)
       for (int half = 0; half < 2; ++half)
         unpack_rows<B>(tile.rows + 16 * half, c * chunk_bytes<B>, a.row_bytes - c * chunk_bytes<B>,
                        codes + (c * kChunk - k) / 2 * kTileRows + 16 * half);
+    prefetch_block<B>(a, tile, begin, k_end);
     for (int64_t block = 0; block < n_blocks; ++block) {
       const int64_t m = x.rows * block / n_blocks;
       const auto tokens = static_cast<int>(x.rows * (block + 1) / n_blocks - m);
       for (int plane = 0; plane < x.planes; ++plane) {
-        const uint16_t* activations = x.row(m, plane) + k;
+        const uint16_t* activations = x.at(m, plane, k);
         for (int64_t from = k; from < k_end;) {
           const int64_t g = from / a.group_size;
           const int64_t to = (g + 1) * a.group_size < k_end ? (g + 1) * a.group_size : k_end;

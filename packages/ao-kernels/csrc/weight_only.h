@@ -29,7 +29,7 @@ void dot_pass(const LinearArgs& a, const Activations& x, const Groups& groups, i
 
 template <int B>
 void dot_linear(const LinearArgs& a) {
-  const Activations x = pack_activations(a, kDotOrder<B>, 0, a.M, a.zero != nullptr);
+  const Activations x = pack_activations(a, kDotOrder<B>, kChunk, 0, a.M, a.zero != nullptr);
   const Groups groups = plan_groups<B>(a, x.n_chunks);
   const int64_t tokens = kDotVectors / x.planes;
   parallel_for(a.N, row_grain(a), row_threads(a), [&](int64_t begin, int64_t end) {
@@ -48,7 +48,7 @@ void tile_linear(const LinearArgs& a) {
   limit = limit < 16 * kTileTokens ? 16 * kTileTokens : limit > 40 * kTileTokens ? 40 * kTileTokens : limit;
   for (int64_t m = 0; m < a.M; m += limit) {
     const int64_t end = m + limit < a.M ? m + limit : a.M;
-    const Activations x = pack_activations(a, kTileOrder<B>, m, end, a.zero != nullptr);
+    const Activations x = pack_activations(a, kTileOrder<B>, kBlockCodes, m, end, a.zero != nullptr);
     const int64_t n_tiles = (a.N + kTileRows - 1) / kTileRows;
     parallel_for(n_tiles, 1, a.n_threads, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) tile_rows<B>(a, x, m, i * kTileRows);

@@ -52,6 +52,15 @@ def int8_embedding(
     dtype: torch.dtype,
     /,
 ) -> Tensor: ...
+def int8_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
 def int8_tokens(
     n_threads: int, x: Tensor, symmetric: bool, /
 ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -65,5 +74,16 @@ def intx_embedding(
     group_size: int,
     length: int,
     dtype: torch.dtype,
+    /,
+) -> Tensor: ...
+def intx_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None = None,
     /,
 ) -> Tensor: ...

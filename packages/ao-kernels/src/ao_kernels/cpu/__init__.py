@@ -10,7 +10,9 @@ KERNELS = (
     "int8_dynamic_intx_linear",
     "int8_dynamic_linear",
     "int8_embedding",
+    "int8_linear",
     "intx_embedding",
+    "intx_linear",
 )
 
 try:

@@ -5,7 +5,9 @@ from ao_kernels.ops.int8_dynamic_int4_linear import int8_dynamic_int4_linear
 from ao_kernels.ops.int8_dynamic_intx_linear import int8_dynamic_intx_linear
 from ao_kernels.ops.int8_dynamic_linear import int8_dynamic_linear
 from ao_kernels.ops.int8_embedding import int8_embedding
+from ao_kernels.ops.int8_linear import int8_linear
 from ao_kernels.ops.intx_embedding import intx_embedding
+from ao_kernels.ops.intx_linear import intx_linear
 
 __all__ = [
     "int4_linear",
@@ -13,5 +15,7 @@ __all__ = [
     "int8_dynamic_intx_linear",
     "int8_dynamic_linear",
     "int8_embedding",
+    "int8_linear",
     "intx_embedding",
+    "intx_linear",
 ]

@@ -1,0 +1,84 @@
+"""int8 weight-only linear.
+
+    y_MN = x_MK @ w_NK.T + bias_N        w = code * scale
+
+M tokens, N output features, K input features, G = ceil(K / group_size) groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ao_kernels.ops import layout
+from ao_kernels.registry import op
+
+
+@op(
+    "(Tensor x, Tensor codes, Tensor scale, int group_size, Tensor? bias=None) -> Tensor",
+    tensors=("x", "bias"),
+)
+def int8_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Linear layer with 8-bit weights; activations stay at their precision.
+
+    y[m, n] = sum_g scale[n, g] * (sum_{k in g} code[n, k] * x[m, k]) + bias[n]
+
+    Args:
+        x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the reference.
+        codes: (N, K) int8.
+        scale: (N or 1, G) bfloat16 or float32.
+        group_size: codes that share a scale: a multiple of 8, or at least K.
+        bias: (N,) of a floating dtype, or None.
+
+    Returns:
+        (..., N) in the dtype of x. Sums are float32.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit together.
+
+    Gradients: with respect to x (grad_y @ w) and bias.
+    """
+    w_NK = _dequantize(x, codes, scale, group_size)
+    return layout.linear(x, w_NK, bias)
+
+
+@int8_linear.check
+def _check(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    bias: Tensor | None,
+) -> None:
+    layout.check_activation("int8_linear", x)
+    layout.check_int8("int8_linear", codes, scale, group_size, x.shape[-1])
+    layout.check_bias("int8_linear", bias, codes.shape[0])
+
+
+@int8_linear.fake
+def _fake(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    bias: Tensor | None,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], codes.shape[0])
+
+
+@int8_linear.backward
+def _backward(grad: Tensor, args: tuple[Any, ...], needs: list[bool]) -> tuple[Any, ...]:
+    x, codes, scale, group_size, bias = args
+    w_NK = _dequantize(x, codes, scale, group_size) if needs[0] else None
+    return layout.linear_grads(grad, x, w_NK, bias, needs)
+
+
+def _dequantize(x: Tensor, codes: Tensor, scale: Tensor, group_size: int) -> Tensor:
+    return layout.dequantize_int8(codes, scale, group_size=group_size, dtype=layout.sum_dtype(x))
