@@ -1,17 +1,18 @@
-"""A format with everything that a checkpoint has to carry: packed codes, an optional field, metadata of every type."""
+"""A format with all that a checkpoint has to carry: packing, an optional field, all metadata types."""
 
 import torch
+from torch import Tensor
+
 from ao_core import numerics
 from ao_core.packing import pack, unpack
 from ao_core.tensor import Dim, QTensor, register_tensor
-from torch import Tensor
 
 __all__ = ["GroupedExample"]
 
 
 @register_tensor
 class GroupedExample(QTensor):
-    """codes (..., N, ceil(K/8)*bits) uint8; scale, zero (..., N, G) bfloat16; w ~ (code - zero) * scale."""
+    """codes (..., N, ceil(K/8)*bits) uint8; scale and zero (..., N, G) bfloat16, zero optional."""
 
     codes: Tensor
     scale: Tensor
@@ -22,7 +23,7 @@ class GroupedExample(QTensor):
     share: float
 
     @classmethod
-    def from_float(  # type: ignore[override]
+    def from_float(
         cls, w: Tensor, *, bits: int = 4, group_size: int = 16, mapping: str = "asymmetric"
     ) -> "GroupedExample":
         """Quantize w, (..., N, K)."""
@@ -38,9 +39,13 @@ class GroupedExample(QTensor):
         w = numerics.dequantize_intx(codes, self.scale, self.zero, **how, dtype=self.dtype)
         return w.mT if self.transposed else w
 
-    def layout(self) -> dict[str, tuple[Dim, ...]]:  # type: ignore[override]
+    def field_layout(self) -> dict[str, tuple[Dim, ...]]:
         lead = (1,) * (self.codes.dim() - 1)
-        rules: dict[str, Dim] = {"codes": (8, self.bits), "scale": self.group_size, "zero": self.group_size}
+        rules: dict[str, Dim] = {
+            "codes": (8, self.bits),
+            "scale": self.group_size,
+            "zero": self.group_size,
+        }
         return {name: (*lead, rules[name]) for name in self.tensors()}
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, as a file, a folder, one shard, and in a model."""
+"""Checkpoints: what is saved comes back bit for bit, from files, folders, shards, into models."""
 
 import copy
 import io
@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from grouped_example import GroupedExample
+from safetensors import safe_open
+from torch import Tensor, nn
+
 from ao_core.checkpoint import (
     decode_header,
     encode_header,
@@ -23,9 +27,6 @@ from ao_core.checkpoint import (
 from ao_core.errors import CheckpointError, ConfigError
 from ao_core.tensor import QTensor
 from ao_core.testing.example_format import ExampleConfig, ExampleTensor
-from grouped_example import GroupedExample
-from safetensors import safe_open
-from torch import Tensor, nn
 
 INDEX = "model.safetensors.index.json"
 
@@ -56,13 +57,18 @@ def same(a: Tensor, b: Tensor) -> bool:
         return equal and all(same(t, theirs[name]) for name, t in ours.items())
     if a.numel() == 0:
         return True
-    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+    return torch.equal(
+        a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8)
+    )
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, t in expected.items():
-        got, t = (x.data if isinstance(x, nn.Parameter) and not isinstance(x, QTensor) else x for x in (found[name], t))
+        got, t = (
+            x.data if isinstance(x, nn.Parameter) and not isinstance(x, QTensor) else x
+            for x in (found[name], t)
+        )
         assert same(got, t), name
 
 
@@ -85,8 +91,12 @@ class Net(nn.Module):
         if quantized:
             shared = ExampleTensor.from_float(self.embed.weight.detach())
             self.head.weight = self.embed.weight = nn.Parameter(shared, requires_grad=False)
-            self.a.weight = nn.Parameter(GroupedExample.from_float(self.a.weight.detach()), requires_grad=False)
-            self.experts = nn.Parameter(ExampleTensor.from_float(self.experts.detach()), requires_grad=False)
+            self.a.weight = nn.Parameter(
+                GroupedExample.from_float(self.a.weight.detach()), requires_grad=False
+            )
+            self.experts = nn.Parameter(
+                ExampleTensor.from_float(self.experts.detach()), requires_grad=False
+            )
 
 
 # --- building blocks
@@ -124,12 +134,16 @@ def test_unflatten_refuses_what_does_not_agree() -> None:
     plain, entries = flatten({"w": GroupedExample.from_float(weight(6, 40))})
     with pytest.raises(CheckpointError, match="w: its zero is missing: there is no w_zero"):
         unflatten({name: t for name, t in plain.items() if name != "w_zero"}, entries)
-    with pytest.raises(CheckpointError, match=r"w_scale is bfloat16 \[6, 3\], but it is bfloat16 \[6, 2\]"):
+    with pytest.raises(
+        CheckpointError, match=r"w_scale is bfloat16 \[6, 3\], but it is bfloat16 \[6, 2\]"
+    ):
         unflatten(plain | {"w_scale": plain["w_scale"][:, :2]}, entries)
 
 
 def test_header_keeps_config_and_strings() -> None:
-    header = decode_header(encode_header({}, config=ExampleConfig(refuse=(3,)), metadata={"who": "me"}))
+    header = decode_header(
+        encode_header({}, config=ExampleConfig(refuse=(3,)), metadata={"who": "me"})
+    )
     assert header.config == {"type": "ExampleConfig", "refuse": [3], "fail": []}
     assert header.metadata == {"who": "me", "format": "pt"}
     assert header.version == "1"
@@ -170,7 +184,10 @@ def test_a_file_is_what_safetensors_expects(tmp_path: Path) -> None:
 
 
 def test_data_begin_on_cache_lines(tmp_path: Path) -> None:
-    save({"odd": torch.zeros(3), "b": torch.zeros(64), "c": torch.zeros(32)}, path := tmp_path / "x.safetensors")
+    save(
+        {"odd": torch.zeros(3), "b": torch.zeros(64), "c": torch.zeros(32)},
+        path := tmp_path / "x.safetensors",
+    )
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     assert (8 + length) % 64 == 0
@@ -234,7 +251,9 @@ def test_loaded_tensors_are_private_and_own_their_bytes_only(tmp_path: Path) -> 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     save({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
     (tmp_path / "y").touch()
-    assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == stat.S_IMODE((tmp_path / "y").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "y").stat().st_mode
+    )
 
 
 def test_device(tmp_path: Path) -> None:
@@ -299,12 +318,14 @@ def test_shards(tmp_path: Path) -> None:
     names = sorted(set(index["weight_map"].values()))
     assert len(names) > 2 and files(tmp_path) == {INDEX, *names}
     count = f"of-{len(names):05d}.safetensors"
-    assert [name.split("-", 2)[2] for name in names] == [f"{i:05d}-{count}" for i in range(1, len(names) + 1)]
+    assert [name.split("-", 2)[2] for name in names] == [
+        f"{i:05d}-{count}" for i in range(1, len(names) + 1)
+    ]
     plain, _ = flatten({name: t for name, t in tied.items() if name != "head.weight"})
     assert set(index["weight_map"]) == set(plain)
     assert index["metadata"] == {"total_size": sum(t.nbytes for t in plain.values())}
     assert_same(load(tmp_path), tied)
-    assert load(tmp_path)["head.weight"] is load(tmp_path)["embed.weight"] or True
+    assert (found := load(tmp_path))["head.weight"] is found["embed.weight"]
 
     union: dict[str, Tensor] = {}
     for name in names:  # every shard is a checkpoint of its own
@@ -318,13 +339,27 @@ def test_shards(tmp_path: Path) -> None:
 
 
 def test_shards_take_a_tensor_that_is_larger_than_the_limit(tmp_path: Path) -> None:
-    save({"a": torch.zeros(100), "b": torch.zeros(1), "c": torch.zeros(1)}, tmp_path, max_shard_size=8)
-    assert [sorted(load(path)) for path in sorted(tmp_path.glob("*.safetensors"))] == [["a"], ["b", "c"]]
+    save(
+        {"a": torch.zeros(100), "b": torch.zeros(1), "c": torch.zeros(1)},
+        tmp_path,
+        max_shard_size=8,
+    )
+    assert [sorted(load(path)) for path in sorted(tmp_path.glob("*.safetensors"))] == [
+        ["a"],
+        ["b", "c"],
+    ]
 
 
 @pytest.mark.parametrize(
     ("size", "number"),
-    [("5GB", 5 * 10**9), ("1.5 MB", 1500000), ("2KiB", 2048), ("3gib", 3 * 2**30), ("10B", 10), (7, 7)],
+    [
+        ("5GB", 5 * 10**9),
+        ("1.5 MB", 1500000),
+        ("2KiB", 2048),
+        ("3gib", 3 * 2**30),
+        ("10B", 10),
+        (7, 7),
+    ],
 )
 def test_sizes(size: int | str, number: int) -> None:
     from ao_core.checkpoint_folder import parse_size
@@ -377,14 +412,20 @@ def test_fields_may_lie_in_several_shards(tmp_path: Path) -> None:
         write_file(tmp_path / weight_map[name], {name: t}, header)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     assert_same(load(tmp_path), state())
-    with pytest.raises(CheckpointError, match=r"model-00003\.safetensors: embed.weight: its codes is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"model-00003\.safetensors: embed.weight: its codes is missing"
+    ):
         load(tmp_path / "model-00003.safetensors")
 
 
 def test_savers_of_one_folder_take_turns(tmp_path: Path) -> None:
     def work(i: int) -> None:
         for n in range(3):
-            save({f"{i}.{j}": torch.full((50,), i + n) for j in range(4)}, tmp_path, max_shard_size=100)
+            save(
+                {f"{i}.{j}": torch.full((50,), i + n) for j in range(4)},
+                tmp_path,
+                max_shard_size=100,
+            )
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -416,7 +457,9 @@ def test_into_a_model(tmp_path: Path, kind: str, limit: int | str) -> None:
     assert all(isinstance(p, nn.Parameter) for p in model.parameters())
     assert isinstance(model.a.weight, GroupedExample) and isinstance(model.experts, ExampleTensor)
     assert model.head.weight is model.embed.weight
-    assert not model.a.weight.requires_grad and not trains.requires_grad and model.a.bias is not trains
+    assert (
+        not model.a.weight.requires_grad and not trains.requires_grad and model.a.bias is not trains
+    )
     assert model.cache is cache
     x = torch.randn(3, 16)
     assert torch.equal(model.head(model.a.bias + x), source.head(source.a.bias + x))
@@ -460,12 +503,18 @@ def test_device_of_the_model_and_of_the_caller(tmp_path: Path) -> None:
 REFUSALS = {
     "missing": (lambda s: s.pop("a.bias"), "the checkpoint lacks a.bias"),
     "unexpected": (lambda s: s.update(other=torch.zeros(1)), "the model lacks other"),
-    "shape": (lambda s: s.update({"a.bias": torch.zeros(4)}), r"a.bias: has shape \[4\], the model's has \[16\]"),
+    "shape": (
+        lambda s: s.update({"a.bias": torch.zeros(4)}),
+        r"a.bias: has shape \[4\], the model's has \[16\]",
+    ),
     "quantized shape": (
         lambda s: s.update({"a.weight": ExampleTensor.from_float(torch.zeros(16, 8))}),
         r"a.weight: has shape \[16, 8\], the model's has \[16, 16\]",
     ),
-    "kind": (lambda s: s.update(steps=torch.tensor(1.0)), "steps: has dtype torch.float32, the model's has torch.int64"),
+    "kind": (
+        lambda s: s.update(steps=torch.tensor(1.0)),
+        "steps: has dtype torch.float32, the model's has torch.int64",
+    ),
     "codes as weight": (
         lambda s: s.update({"a.weight": torch.zeros(16, 16, dtype=torch.int8)}),
         "a.weight: has dtype torch.int8",
@@ -522,9 +571,21 @@ BAD_STATES = {
         TypeError,
         "a: Unregistered is not registered; decorate it with @register_tensor",
     ),
-    "metadata": ({"a": GroupedExample.from_float(torch.ones(2, 8)).rebuild(note=["x"])}, TypeError, "a: note is"),
-    "clash": ({"a": Q, "a_scale": torch.zeros(1)}, ValueError, "a: stored as a_scale, but another tensor"),
-    "clash of aliases": ({"b": (w := torch.ones(1)), "a": Q, "a_codes": w}, ValueError, "a_codes: a field of"),
+    "metadata": (
+        {"a": GroupedExample.from_float(torch.ones(2, 8)).rebuild(note=["x"])},
+        TypeError,
+        "a: note is",
+    ),
+    "clash": (
+        {"a": Q, "a_scale": torch.zeros(1)},
+        ValueError,
+        "a: stored as a_scale, but another tensor",
+    ),
+    "clash of aliases": (
+        {"b": (w := torch.ones(1)), "a": Q, "a_codes": w},
+        ValueError,
+        "a_codes: a field of",
+    ),
     "empty name": ({"": torch.zeros(1)}, ValueError, "'' cannot be the name"),
     "path": ({"../a": torch.zeros(1)}, ValueError, "'../a' looks like a path"),
     "absolute": ({"/a": torch.zeros(1)}, ValueError, "'/a' looks like a path"),

@@ -4,6 +4,7 @@ Whoever writes safetensors files in a way of their own (Transformers shards them
 `flatten` and `unflatten` from here and `encode_header` and `decode_header`.
 """
 
+import functools
 import inspect
 import types
 import typing
@@ -74,7 +75,7 @@ def _place(t: Any) -> Any:
     """Equal for tensors that are the same values in the same memory."""
     if isinstance(t, QTensor):
         fields = tuple((name, _place(value)) for name, value in t.tensors().items())
-        return type(t), tuple(t.shape), t.dtype, tuple(t.metadata().items()), fields
+        return type(t), tuple(t.shape), t.dtype, repr(t.metadata()), fields
     if not isinstance(t, Tensor) or t.layout != torch.strided or is_traceable_wrapper_subclass(t):
         return id(t)
     if t.is_meta or not t.numel():
@@ -226,16 +227,23 @@ def _checked_fields(name: str, cls: type[QTensor], fields: Any) -> dict[str, Ten
 
 
 def _check_meta(name: str, cls: type[QTensor], meta: Any) -> None:
-    kinds: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if issubclass(base, QTensor):
-            kinds |= inspect.get_annotations(base, eval_str=True)
+    kinds = _kinds(cls)
     if not isinstance(meta, dict) or sorted(meta) != sorted(cls._meta):
         known = ", ".join(cls._meta)
         raise CheckpointError(f"{name}: the meta of {cls.__name__} is {known}; got {short(meta)}")
     for key, value in meta.items():
-        kind = kinds[key]
-        allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        if type(value) not in allowed and not (type(value) is int and float in allowed):
-            words = " or ".join("null" if k is types.NoneType else k.__name__ for k in allowed)
+        if type(value) not in kinds[key] and not (type(value) is int and float in kinds[key]):
+            words = " or ".join("null" if k is types.NoneType else k.__name__ for k in kinds[key])
             raise CheckpointError(f"{name}: {key} is {words}, got {short(value)}")
+
+
+@functools.cache
+def _kinds(cls: type[QTensor]) -> dict[str, tuple[type, ...]]:
+    """The types that each metadata field may have."""
+    kinds: dict[str, tuple[type, ...]] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, QTensor):
+            for field, kind in inspect.get_annotations(base, eval_str=True).items():
+                union = isinstance(kind, types.UnionType)
+                kinds[field] = typing.get_args(kind) if union else (kind,)
+    return kinds
