@@ -62,7 +62,7 @@ class Int8DynamicLinear:
         K = 150_000
         codes = torch.full((3, K), 127, dtype=torch.int8)
         codes[1] = -127
-        for M in (1, 12):
+        for M in (1, 3):
             y = self.result(torch.ones(M, K), codes, torch.ones(1, 1))
             assert torch.allclose(y, torch.tensor([127.0, -127.0, 127.0]) * K, rtol=1e-5)
 

@@ -3,7 +3,7 @@
 The tests of an op combine its OpContract (samples and magnitude) with one of the classes below.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,8 @@ class Interpreted(OpContract):
 
     pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of numpy
     test_calls_from_four_threads = None  # the interpreter changes triton.language as it runs
+    test_bits_repeat_on_any_number_of_threads = None  # it runs one program after the other
+    test_gradients_match_the_reference = None  # backward runs no Triton kernel; OnGpu tests it
     test_meta_tensors = None  # have no kernel that could be forced
 
     @pytest.fixture(autouse=True)
@@ -27,6 +29,9 @@ class Interpreted(OpContract):
         self.op.why_not(*self._first(torch.bfloat16))  # loads the kernel, so that tracing finds it
         yield
         force(before)
+
+    def _implementations(self, args: tuple[Any, ...]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        yield "triton", lambda: self.op(*args)
 
     def test_the_kernel_is_there(self) -> None:
         args = self._first(torch.bfloat16)
