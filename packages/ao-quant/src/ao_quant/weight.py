@@ -134,9 +134,9 @@ def _needs(w: Any, what: str) -> None:
 
 @IntWeight.implements(F.linear)
 def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
-    if weight.__class__.linear is IntWeight.linear or weight.transposed:
-        return _untransposed_linear(input, weight, bias)
-    return weight.linear(input, bias)
+    if isinstance(weight, IntWeight) and not weight.transposed:
+        return weight.linear(input, bias)
+    return _untransposed_linear(input, weight, bias)
 
 
 def _untransposed_linear(x: Any, w: Any, bias: Any) -> Tensor:
@@ -168,7 +168,9 @@ def _aten_linear(x: Tensor, w: Any, bias: Tensor | None = None) -> Tensor:
 
 @IntWeight.implements(aten.bmm.default)
 def _bmm(a: Any, b: Any) -> Tensor:
-    """(E, M, K) x (E, K, N): one product an expert."""
+    """(E, M, K) x (E, K, N): one product an expert. Either may be the weight."""
+    if not isinstance(b, QTensor):
+        return _bmm(b.mT, a.mT).mT
     _needs(b, "a batched product")
     return torch.stack([_mm(a[e], b[e]) for e in range(b.shape[0])])
 
