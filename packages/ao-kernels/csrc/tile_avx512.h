@@ -122,12 +122,17 @@ RowTile read_row_tile(const LinearArgs& a, int64_t begin, float* memory) {
     // Rows behind the last repeat it; their sums are not stored.
     const int64_t n = begin + (j < tile.n_rows ? j : tile.n_rows - 1);
     tile.rows[j] = a.codes + n * a.row_bytes;
-    for (int64_t g = 0; g < a.G; ++g) {
-      const int64_t at = n * a.scale_stride + g;
-      const float scale = load_f32(a.scale, a.scale_dtype, at);
-      tile.scales[g * kTileRows + j] = scale;
-      if (tile.corrections)
-        tile.corrections[g * kTileRows + j] = scale * (load_f32(a.zero, a.scale_dtype, at) - middle);
+    for (int64_t g = 0; g < a.G; g += 16) {
+      const int count = static_cast<int>(a.G - g < 16 ? a.G - g : 16);
+      const auto mask = static_cast<__mmask16>(low_bits(count));
+      alignas(64) float some[16];
+      const __m512 scale = load_scales(a.scale, a.scale_dtype, n * a.scale_stride + g, mask);
+      _mm512_store_ps(some, scale);
+      for (int i = 0; i < count; ++i) tile.scales[(g + i) * kTileRows + j] = some[i];
+      if (!tile.corrections) continue;
+      const __m512 zero = load_scales(a.zero, a.scale_dtype, n * a.scale_stride + g, mask);
+      _mm512_store_ps(some, _mm512_mul_ps(scale, _mm512_sub_ps(zero, _mm512_set1_ps(middle))));
+      for (int i = 0; i < count; ++i) tile.corrections[(g + i) * kTileRows + j] = some[i];
     }
   }
   return tile;
