@@ -1,4 +1,4 @@
-"""A format with all that a checkpoint has to carry: packing, an optional field, all metadata types."""
+"""A format with all that a checkpoint carries: packing, an optional field, all metadata types."""
 
 import torch
 from torch import Tensor

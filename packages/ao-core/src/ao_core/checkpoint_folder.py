@@ -61,7 +61,8 @@ def write_folder(folder: Path, files: Sequence[File]) -> None:
 
 def _files_of(folder: Path) -> set[Path]:
     """The files of the checkpoint that is there, and what killed saves left of theirs."""
-    found = {path for path in folder.iterdir() if OURS.fullmatch(path.name)} | {folder / SINGLE}
+    found = {path for path in folder.iterdir() if OURS.fullmatch(path.name)}
+    found |= {folder / SINGLE, folder / f".{SINGLE}.tmp"}
     try:
         found |= {folder / name for name in read_index(folder / INDEX).values()}
     except (CheckpointError, FileNotFoundError):
