@@ -1,0 +1,18 @@
+"""docs/support.md is what its generator gives today."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_support_page_is_fresh(root: Path) -> None:
+    path = root / "docs" / "generate_support.py"
+    spec = importlib.util.spec_from_file_location("generate_support", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.text(), "run: python docs/generate_support.py"
