@@ -314,12 +314,12 @@ class Op:
             self._load_backend("triton")
 
     def _load_backend(self, backend: str) -> None:
-        self._loaded.add(backend)
         package = importlib.import_module(f"ao_kernels.{backend}")
         if package.unavailable:
             _UNAVAILABLE[backend] = package.unavailable
         elif self.name in package.KERNELS:
             importlib.import_module(f"ao_kernels.{backend}.{self.name}")
+        self._loaded.add(backend)  # only now: an import that fails must fail again, not leave the reference in its place
 
     def _choose_direct(self) -> None:
         """Recomputes the direct entries after a kernel was added or forced."""
