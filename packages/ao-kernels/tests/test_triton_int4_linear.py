@@ -31,11 +31,43 @@ def _call(
 
 
 class Int4Linear:
+    """The op, and the checks that are alike in the interpreter and on a GPU."""
+
     op = int4_linear
+    device = "cpu"
 
     def magnitude(self, args: tuple[Any, ...]) -> Tensor:
         x, codes, scale, zero, group_size, bias = args
         return magnitude_intx(x, codes, scale, zero, 4, group_size, bias)
+
+    def test_every_code_in_every_place(self) -> None:
+        codes = torch.arange(16, dtype=torch.uint8).repeat(16)[None]
+        scale = torch.ones(1, 1)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            y = self.result(torch.eye(256, dtype=dtype), pack(codes, 4), scale, None, 256)
+            assert torch.equal(y[:, 0], (codes[0].float() - 8).to(dtype))
+
+    def test_padding_codes_have_no_influence(self) -> None:
+        K = 20
+        x, codes, scale, *others = _call(3, 8, K, K, torch.bfloat16, zero=True)
+        codes[:, K // 2 :] = 0
+        y = self.result(x, codes, scale, *others)
+        codes[:, K // 2 :] = 0xFF
+        assert torch.equal(self.result(x, codes, scale, *others), y)
+
+    def test_group_size_above_the_row(self) -> None:
+        x, codes, scale, *_ = _call(3, 8, 100, 100, torch.float32)
+        y = self.result(x, codes, scale, None, 100)
+        assert torch.equal(self.result(x, codes, scale, None, 2**62), y)
+
+    def test_float32_activations_keep_their_bits(self) -> None:
+        """Every plane counts: x has 24 significant bits, the code means 1, the scale is 1."""
+        x = torch.tensor([[1 + 2.0**-23], [2.0**-100], [3.4028235e38], [-1 - 2.0**-15]])
+        codes = pack(torch.tensor([[9]], dtype=torch.uint8), 4)
+        assert torch.equal(self.result(x, codes, torch.ones(1, 1), None, 1), x)
+
+    def result(self, *args: Any) -> Tensor:
+        return int4_linear(*(a.to(self.device) if isinstance(a, Tensor) else a for a in args)).cpu()
 
 
 @pytest.mark.interpreted
@@ -43,37 +75,11 @@ class TestInterpreted(Int4Linear, Interpreted):
     def samples(self, dtype: torch.dtype) -> Iterator[Sample]:
         yield from _samples(dtype)
 
-    def test_every_code_in_every_place(self) -> None:
-        codes = torch.arange(16, dtype=torch.uint8).repeat(16)[None]
-        scale = torch.ones(1, 1)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            y = int4_linear(torch.eye(256, dtype=dtype), pack(codes, 4), scale, None, 256)
-            assert torch.equal(y[:, 0], (codes[0].float() - 8).to(dtype))
-
-    def test_padding_codes_have_no_influence(self) -> None:
-        K = 20
-        x, codes, scale, *others = _call(3, 8, K, K, torch.bfloat16, zero=True)
-        codes[:, K // 2 :] = 0
-        y = int4_linear(x, codes, scale, *others)
-        codes[:, K // 2 :] = 0xFF
-        assert torch.equal(int4_linear(x, codes, scale, *others), y)
-
-    def test_group_size_above_the_row(self) -> None:
-        x, codes, scale, *_ = _call(3, 8, 100, 100, torch.float32)
-        y = int4_linear(x, codes, scale, None, 100)
-        assert torch.equal(int4_linear(x, codes, scale, None, 2**62), y)
-
-    def test_float32_activations_keep_their_bits(self) -> None:
-        """Every plane counts: x has 24 significant bits, the code means 1, the scale is 1."""
-        x = torch.tensor([[1 + 2.0**-23], [2.0**-126], [3.4028235e38], [-1 - 2.0**-15]])
-        y = int4_linear(
-            x, pack(torch.tensor([[9]], dtype=torch.uint8), 4), torch.ones(1, 1), None, 1
-        )
-        assert torch.equal(y, x)
-
 
 @pytest.mark.gpu
 class TestOnGpu(Int4Linear, OnGpu):
+    device = "cuda"
+
     def cpu_samples(self, dtype: torch.dtype) -> Iterator[Sample]:
         yield from _samples(dtype)
 

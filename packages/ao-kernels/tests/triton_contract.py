@@ -103,6 +103,7 @@ class OnGpu(OpContract):
                 graph.replay()
                 assert torch.equal(y, self.op(fresh, *others)), sample.name
 
+    @pytest.mark.filterwarnings("ignore:TensorFloat32")  # Inductor's advice to every program
     def test_inductor(self) -> None:
         x, *others = self._first(torch.bfloat16)
         torch.compiler.reset()

@@ -79,13 +79,14 @@ def _supports(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> s
     return tiles.refusal(x, bias, codes, scale)
 
 
-def _shape(M: int) -> tuple[int, ...]:
-    """BLOCK_M, BLOCK_N, BLOCK_K, warps, stages."""
+def _tile(M: int) -> tiles.Tile:
     if M <= 16:
-        return 16, 32, 256, 4, 4
+        return tiles.Tile(16, 64, 256, 4, 3, 4)
     if M <= 64:
-        return 32 if M <= 32 else 64, 64, 128, 4, 4
-    return 128, 128, 128, 8, 3
+        return tiles.Tile(32 if M <= 32 else 64, 64, 128, 4, 4, 4)
+    if M <= 1024:
+        return tiles.Tile(64, 128, 128, 4, 4, 1)
+    return tiles.Tile(128, 128, 128, 8, 3, 1)
 
 
 @int8_dynamic_linear.kernel("triton", device=tiles.DEVICES, supports=_supports)
@@ -96,17 +97,16 @@ def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor
     y = x.new_empty((*x.shape[:-1], N))
     if y.numel() == 0:
         return y
-    shape = _shape(M)
-    n_steps = triton.cdiv(K, shape[2])
-    most_steps = _MOST_FEATURES // shape[2]
-    cut = tiles.cut(M, N, n_steps, x.device, tiles=shape, most_steps=most_steps)
+    tile = _tile(M)
+    n_steps = triton.cdiv(K, tile.block_k)
+    most_steps = _MOST_FEATURES // tile.block_k
+    splits, steps = tile.split(M, N, n_steps, x.device, most=most_steps)
     y_MN = y.view(M, N)
     sums = torch.int32 if n_steps <= most_steps else torch.float32
-    into = y_MN if cut.splits == 1 else partials.new_parts(cut.splits, y_MN, sums)
-    grid = (triton.cdiv(M, cut.block_m) * triton.cdiv(N, cut.block_n), cut.splits)
+    into = y_MN if splits == 1 else partials.new_parts(splits, y_MN, sums)
     with tiles.on(x.device):
-        x_codes_MP, x_scale_M = tokens.quantize_tokens(x_MK, padding=cut.block_k)
-        _int8_linear[grid](
+        x_codes_MP, x_scale_M = tokens.quantize_tokens(x_MK, padding=tile.block_k)
+        _int8_linear[tile.grid(M, N, splits)](
             x_codes_MP,
             x_scale_M,
             codes,
@@ -118,20 +118,20 @@ def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor
             K,
             x_codes_MP.shape[1],
             n_steps,
-            cut.steps,
+            steps,
             codes.stride(0),
             tiles.row_stride(scale),
             HAS_BIAS=bias is not None,
-            SPLIT=cut.splits > 1,
-            EVEN=K % cut.block_k == 0,
-            BLOCK_M=cut.block_m,
-            BLOCK_N=cut.block_n,
-            BLOCK_K=cut.block_k,
-            num_warps=cut.warps,
-            num_stages=cut.stages,
+            SPLIT=splits > 1,
+            EVEN=K % tile.block_k == 0,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
             enable_fp_fusion=True,
         )
-        if cut.splits > 1:
+        if splits > 1:
             partials.finish(
                 into,
                 y_MN,

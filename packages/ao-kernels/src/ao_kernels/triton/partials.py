@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
+_BLOCK = 256  # small: the loads of all parts are in flight together
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def _finish(
     inside = at < size
     part = parts + at
     total = tl.load(part, mask=inside, other=0)
-    for _ in range(1, SPLITS):
+    for _ in tl.static_range(1, SPLITS):
         part += size
         total += tl.load(part, mask=inside, other=0)
     total = total.to(tl.float32)

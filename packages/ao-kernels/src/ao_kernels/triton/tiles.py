@@ -23,48 +23,39 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
 _X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INTERPRETED_PROGRAMS = (
-    8  # few enough for the interpreter, enough to split K of the small shapes in tests
-)
+# Few, for the interpreter is slow, but enough to split K in the small shapes of the tests.
+_INTERPRETED_MULTIPROCESSORS = 4
 
 
-class Tiles(NamedTuple):
-    """Sizes of a launch; ``steps`` is the number of BLOCK_K steps that a program takes."""
+class Tile(NamedTuple):
+    """Sizes of a launch: ``programs`` is how many a multiprocessor should have at least."""
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
-    splits: int
-    steps: int
+    programs: int
 
+    def grid(self, M: int, N: int, splits: int) -> tuple[int, int]:
+        return triton.cdiv(M, self.block_m) * triton.cdiv(N, self.block_n), splits
 
-def cut(
-    M: int,
-    N: int,
-    n_steps: int,
-    device: torch.device,
-    *,
-    tiles: tuple[int, ...],
-    most_steps: int | None = None,
-) -> Tiles:
-    """Splits ``n_steps`` steps over K so that there are programs enough.
-
-    ``tiles`` are the first five fields; a program takes at most ``most_steps`` steps.
-    """
-    block_m, block_n, block_k, warps, stages = tiles
-    n_programs = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    splits = max(1, min(_programs_wanted(device) // n_programs, n_steps // 4, 16))
-    steps = min(triton.cdiv(n_steps, splits), most_steps or n_steps)
-    return Tiles(block_m, block_n, block_k, warps, stages, triton.cdiv(n_steps, steps), steps)
+    def split(
+        self, M: int, N: int, n_steps: int, device: torch.device, *, most: int | None = None
+    ) -> tuple[int, int]:
+        """Number of splits of ``n_steps`` steps over K, and steps (at most ``most``) of each."""
+        n_programs, _ = self.grid(M, N, 1)
+        splits = _multiprocessors(device) * self.programs // n_programs
+        splits = max(1, min(splits, n_steps // 4, 16))
+        steps = min(triton.cdiv(n_steps, splits), most or n_steps)
+        return triton.cdiv(n_steps, steps), steps
 
 
 @functools.cache
-def _programs_wanted(device: torch.device) -> int:
+def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
-        return _INTERPRETED_PROGRAMS
-    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
+        return _INTERPRETED_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
