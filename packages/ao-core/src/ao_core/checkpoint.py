@@ -17,7 +17,7 @@ together. docs/formats.md specifies all of it byte by byte; the parts are
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ __all__ = [
     "flatten",
     "load",
     "load_config",
+    "read_files",
     "read_header",
     "save",
     "unflatten",
@@ -157,6 +158,15 @@ def load(
 def read_header(path: str | os.PathLike[str]) -> Header:
     """The header of a checkpoint, that of all its files together. No tensor is read."""
     return _open(Path(path)).header
+
+
+def read_files(paths: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, QTensor], set[str]]:
+    """What the files of one checkpoint hold together: the quantized tensors, on the meta device,
+    and the names of all plain tensors. For whoever loads the files in a way of their own: all was
+    checked, so each tensor is there as described. No tensor is read."""
+    files = [Path(path) for path in paths]
+    checkpoint = _open_files(files[0] if len(files) == 1 else files[0].parent, files)
+    return checkpoint.skeletons, {name for f in checkpoint.files.values() for name in f.tensors}
 
 
 def load_config(path: str | os.PathLike[str]) -> AOBaseConfig | None:

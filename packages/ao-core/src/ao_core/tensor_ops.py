@@ -109,6 +109,12 @@ def _allclose(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> bool:
     return torch.allclose(a, b, *args, **kwargs)
 
 
+@QTensor.implements(Tensor.data_ptr)
+def _data_ptr(q: QTensor) -> int:
+    """Where the first field is: tells tensors apart, as for plain ones, though nothing of `q`'s dtype is there."""
+    return q.__dict__[q._data[0]].data_ptr()
+
+
 @QTensor.implements(Tensor.nbytes.__get__)  # type: ignore[attr-defined]
 def _nbytes(q: QTensor) -> int:
     return sum(t.nbytes for t in q.tensors().values())
@@ -218,6 +224,14 @@ def _index_select(q: QTensor, dim: int, index: Tensor) -> QTensor:
         raise UnsupportedOpError(f"{type(q).__name__}: index_select works on unblocked dimensions; call .dequantize() first")
     fields = {name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index) for name, d in dims.items()}
     return q.rebuild(shape=_with(q.shape, seen, len(index)), **fields)
+
+
+@QTensor.implements(aten.index.Tensor)
+def _index(q: QTensor, indices: list[Tensor | None]) -> QTensor:
+    """One index of the first dimension: `experts[expert_ids]`."""
+    if len(indices) != 1 or indices[0] is None or indices[0].dim() != 1 or indices[0].dtype == torch.bool:
+        raise UnsupportedOpError(f"a {type(q).__name__} is indexed by one vector of row numbers; call .dequantize() first")
+    return _index_select(q, 0, indices[0])
 
 
 @QTensor.implements(aten.cat.default)

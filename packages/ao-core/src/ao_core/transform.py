@@ -24,7 +24,7 @@ from .match import Target, match
 from .report import Report, Row
 from .tensor import QTensor
 
-__all__ = ["Handler", "convert_", "get_handler", "register_handler"]
+__all__ = ["Handler", "convert_", "get_handler", "is_finite", "register_handler"]
 
 Convert = Callable[[Tensor, Any], Tensor]
 Refuse = Callable[[nn.Module, str, Tensor, Any], str | None]
@@ -122,7 +122,7 @@ def _reasons(
             reasons[target] = (f"the rule {target.rule!r} says None", False)
         elif reason := _refusal(target):
             reasons[target] = (reason, True)
-        elif not finite.setdefault(id(parameter), _is_finite(parameter)):
+        elif not finite.setdefault(id(parameter), is_finite(parameter)):
             kept = on_nonfinite == "keep"
             hint = "kept as it is" if kept else 'on_nonfinite="keep" leaves such layers as they are'
             reasons[target] = (f"the weight contains NaN or inf; {hint}", not kept)
@@ -146,7 +146,8 @@ def _refusal(target: Target) -> str | None:
     return get_handler(target.config).refuse(target.module, target.name, w, target.config)  # type: ignore[arg-type]
 
 
-def _is_finite(w: Tensor) -> bool:
+def is_finite(w: Tensor) -> bool:
+    """Whether a weight has neither NaN nor inf."""
     low, high = torch.aminmax(w.detach())  # one pass without a mask; NaN and inf survive it
     return math.isfinite(low.item()) and math.isfinite(high.item())
 

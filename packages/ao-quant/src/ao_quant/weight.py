@@ -170,8 +170,10 @@ def _aten_linear(x: Tensor, w: Any, bias: Tensor | None = None) -> Tensor:
 def _bmm(a: Any, b: Any) -> Tensor:
     """(E, M, K) x (E, K, N): one product an expert. Either may be the weight."""
     if not isinstance(b, QTensor):
-        return _bmm(b.mT, a.mT).mT
+        return _bmm(b.transpose(-2, -1), a.transpose(-2, -1)).transpose(-2, -1)
     _needs(b, "a batched product")
+    if not b.shape[0]:
+        return a.new_empty(0, a.shape[1], b.shape[2])
     return torch.stack([_mm(a[e], b[e]) for e in range(b.shape[0])])
 
 

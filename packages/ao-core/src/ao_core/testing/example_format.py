@@ -60,8 +60,8 @@ def _linear(x: Tensor, w: Any, bias: Tensor | None = None) -> Tensor:
 
 
 @ExampleTensor.implements(aten.mm.default, aten.bmm.default)
-def _mm(a: Tensor, b: Any) -> Tensor:
-    return a @ b.dequantize()
+def _mm(a: Any, b: Any) -> Tensor:
+    return a @ b.dequantize() if isinstance(b, ExampleTensor) else a.dequantize() @ b
 
 
 def _refuse(module: nn.Module, name: str, w: Tensor, config: ExampleConfig) -> str | None:

@@ -142,6 +142,7 @@ class QTensorContract:
             assert same(q, other)
         assert all(q.clone().tensors()[k].data_ptr() != t.data_ptr() for k, t in q.tensors().items())
         assert all(q.detach().tensors()[k].data_ptr() == t.data_ptr() for k, t in q.tensors().items())
+        assert q.data_ptr() == q.detach().data_ptr() != q.clone().data_ptr()
 
     def test_to_dtype_changes_what_it_stands_for(self) -> None:
         q = self.make(weight(16, 64))
@@ -260,6 +261,12 @@ class QTensorContract:
         x = weight(5, 64, seed=1)
         torch.testing.assert_close(x @ q.mT[2], F.linear(x, q[2]))
         torch.testing.assert_close(torch.bmm(x.expand(3, 5, 64), q.mT)[2], F.linear(x, q[2]))
+        torch.testing.assert_close(torch.bmm(q, x.mT.expand(3, 64, 5))[2], F.linear(x, q[2]).mT)
+        ids = torch.tensor([2, 0, 2, 1])
+        assert torch.equal(q[ids].dequantize(), q.dequantize()[ids])
+        assert torch.equal(q.mT[ids].dequantize(), q.dequantize().mT[ids])
+        with pytest.raises(UnsupportedOpError, match="dequantize"):
+            q[torch.tensor([True, False, True])]
 
     def test_undefined_op_says_the_way_out(self) -> None:
         q = self.make(weight(16, 64))
