@@ -144,10 +144,14 @@ def _supports(
 
 
 def _tile(M: int, dtype: torch.dtype, group_size: int) -> tiles.Tile:
+    """The fastest of the tiles tried: H200, 4096 x 4096, groups of 128, in a CUDA graph, us.
+
+    M = 1: 9.4 (slowest 22.8). M = 64: 13.7 (64 x 64: 16.3). M = 256: 35 (128 x 128: 39).
+    """
     block_k = min(128, max(32, triton.next_power_of_2(group_size)))
     if M <= 16:
         return tiles.Tile(16, 128, block_k, 4, 3, 4)
-    if M <= 64 or dtype == torch.float32:
+    if dtype == torch.float32:
         return tiles.Tile(32 if M <= 32 else 64, 64, block_k, 4, 3, 4)
     return tiles.Tile(64, 128, block_k, 8, 3, 1)
 

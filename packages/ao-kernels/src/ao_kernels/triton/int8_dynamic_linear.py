@@ -80,13 +80,15 @@ def _supports(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> s
 
 
 def _tile(M: int) -> tiles.Tile:
+    """The fastest of the tiles tried: H200, 4096 x 4096, in a CUDA graph, us.
+
+    M = 1: 11.6 (slowest 30.6). M = 64: 12.2 (4 programs: 15.7). M = 4096: 146 (128 x 128: 178).
+    """
     if M <= 16:
         return tiles.Tile(16, 64, 256, 4, 3, 4)
     if M <= 64:
-        return tiles.Tile(32 if M <= 32 else 64, 64, 128, 4, 4, 4)
-    if M <= 1024:
-        return tiles.Tile(64, 128, 128, 4, 4, 1)
-    return tiles.Tile(128, 128, 128, 8, 3, 1)
+        return tiles.Tile(32 if M <= 32 else 64, 64, 128, 4, 4, 2)
+    return tiles.Tile(64, 128, 128, 4, 4, 1)
 
 
 @int8_dynamic_linear.kernel("triton", device=tiles.DEVICES, supports=_supports)
