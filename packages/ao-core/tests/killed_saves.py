@@ -22,7 +22,7 @@ import torch
 from ao_core import checkpoint_file
 from ao_core.checkpoint import load, save
 
-SMALL, LARGE = 600, 10**9  # shard sizes: several files, one file
+SMALL, LARGE = 2000, 10**9  # shard sizes: several files, one file
 FORMS = {"single": LARGE, "sharded": SMALL}
 
 

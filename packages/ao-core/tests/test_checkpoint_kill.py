@@ -41,7 +41,7 @@ def test_killed_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save(state(3), path, max_shard_size=FORMS[form])  # what was left is in nobody's way
         assert version_of(path) == 3
         names = {p.name for p in (path if path.is_dir() else path.parent).iterdir()}
-        assert len(names) == (1 if form == "single" or path.is_file() else 5), names
+        assert len(names) == (1 if form == "single" or path.is_file() else 3), names
 
     assert len(outcomes) == 8
     for versions in outcomes.values():  # old until the commit, then new; both were seen
