@@ -1,16 +1,18 @@
 """Numerics: scales, codes and back, in plain torch. docs/numerics.md states each as an equation.
 
-Integers: groups of `group_size` consecutive elements of the last dimension share a scale (and a zero); the
-last group may be shorter. Shapes: w (..., K), scale and zero (..., G) with G = ceil(K / group_size).
+Integers: groups of `group_size` consecutive elements of the last dimension share a scale (and a
+zero); the last group may be shorter. Shapes: w (..., K), scale and zero (..., G) with G = ceil(K /
+group_size).
 
-    signed8  codes in [-127, 127] int8, symmetric:            w ~ code * scale
-    intx     codes in [0, 2**b - 1] uint8, b = 1..8:          w ~ (code - zero) * scale,  zero = 2**(b-1) if None
+    int8   codes in [-127, 127], int8           w ~ code * scale
+    intx   codes in [0, 2**b - 1], uint8        w ~ (code - zero) * scale; zero is 2**(b-1) if None
 
 Float8: blocks of any shape share a scale; w ~ code * scale.
 
-`scale` always means: multiply by it to get the real value back. Defined everywhere: a group of zeros gets a finite
-scale and codes that mean 0; scales never fall below the smallest normal float32 (so subnormal groups become
-zeros of the same sign class); a group that holds NaN or inf gets a NaN scale and comes back as NaN.
+`scale` always means: multiply by it to get the real value back. Defined everywhere: a group of
+zeros gets a finite scale and codes that mean 0; scales never fall below the smallest normal float32
+(so subnormal groups become zeros of the same sign class); a group that holds NaN or inf gets a NaN
+scale and comes back as NaN.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,15 +40,16 @@ __all__ = [
 
 TINY = torch.finfo(torch.float32).tiny  # smallest normal: 1/TINY is finite
 MAPPINGS = ("symmetric", "asymmetric")
-CHUNK = 1 << 20  # elements converted at a time: 4 MB of float32 stays in cache (10 x fewer DRAM passes on a 1B model)
+# elements converted at a time: 4 MB of float32 stay in the cache instead of crossing DRAM each pass
+CHUNK = 1 << 20
 
 
 def groups(length: int, group_size: int) -> int:
     """How many groups a row of `length` elements has."""
-    return -(-length // group_size)
+    return -(-length // max(group_size, 1))  # of an empty weight, a row is a group of 0
 
 
-# ------------------------------------------------------------------------------------------ int8, symmetric
+# --- int8, symmetric
 
 
 def choose_int8_scale(w: Tensor, *, group_size: int) -> Tensor:
@@ -56,47 +59,64 @@ def choose_int8_scale(w: Tensor, *, group_size: int) -> Tensor:
 
 def quantize_int8(w: Tensor, scale: Tensor, *, group_size: int) -> Tensor:
     """(..., K), (..., G) -> codes (..., K) int8 in [-127, 127]; round half to even."""
-    codes = _by_group(w, group_size, scale, lambda x, s: torch.nan_to_num(x / s, nan=0.0).round_().clamp_(-127, 127))
+    codes = _by_group(
+        w,
+        group_size,
+        scale,
+        lambda x, s: torch.nan_to_num(x / s, nan=0.0).round_().clamp_(-127, 127),
+    )
     return codes.to(torch.int8)
 
 
-def dequantize_int8(codes: Tensor, scale: Tensor, *, group_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize_int8(
+    codes: Tensor, scale: Tensor, *, group_size: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """(..., K) int8, (..., G) -> (..., K) `dtype`; the product is formed in float32."""
     return _by_group(codes, group_size, scale, lambda c, s: c * s).to(dtype)
 
 
-# ------------------------------------------------------------------------------------------ intx, 1 to 8 bits
+# --- intx, 1 to 8 bits
 
 
 def choose_intx_qparams(
-    w: Tensor, *, bits: int, group_size: int, mapping: str = "symmetric", scale_dtype: torch.dtype | None = None
+    w: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    mapping: str = "symmetric",
+    scale_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Scale and zero from each group's extremes ("minmax").
 
     w (..., K) -> scale (..., G), zero (..., G) or None; both `scale_dtype` (default: the format's).
-    symmetric   the element of largest magnitude takes the end of the range that has one code more, -2**(b-1); the
-                scale carries its sign. No zero is stored. One bit has two values, -a and +a with a the mean
-                magnitude: zero = 1/2.
-    asymmetric  the range [min(w, 0), max(w, 0)] is divided into 2**b - 1 steps; zero is an integer, so 0 is exact.
+    symmetric   the element of largest magnitude takes the end of the range that has one code more,
+                -2**(b-1); the scale carries its sign. No zero is stored. One bit has two values,
+                -a and +a with a the mean magnitude: zero = 1/2.
+    asymmetric  the range [min(w, 0), max(w, 0)] is divided into 2**b - 1 steps; zero is an integer,
+                so 0 is exact.
     """
-    scale_dtype = scale_dtype or _intx_format(bits).scale
+    scale_dtype = _scale_dtype(bits, scale_dtype)
     if mapping not in MAPPINGS:
         raise ValueError(f"mapping is one of {', '.join(MAPPINGS)}; got {mapping!r}")
     if mapping == "asymmetric":
         pair = _per_group(lambda x: _asymmetric(x, 2**bits - 1, scale_dtype), w, group_size)
         return pair.select(-1, 0).to(scale_dtype), pair.select(-1, 1).to(scale_dtype)
     if bits == 1:
-        scale = _per_group(_two_means, w, group_size).to(scale_dtype)
+        scale = _stored(_per_group(_two_means, w, group_size), scale_dtype)
         return scale, torch.full_like(scale, 0.5)
-    return _per_group(lambda x: _signed_scale(x, 2 ** (bits - 1)), w, group_size).to(scale_dtype), None
+    scale = _per_group(lambda x: _signed_scale(x, 2 ** (bits - 1)), w, group_size)
+    return _stored(scale, scale_dtype), None
 
 
-def quantize_intx(w: Tensor, scale: Tensor, zero: Tensor | None, *, bits: int, group_size: int) -> Tensor:
+def quantize_intx(
+    w: Tensor, scale: Tensor, zero: Tensor | None, *, bits: int, group_size: int
+) -> Tensor:
     """(..., K), (..., G), (..., G) or None -> codes (..., K) uint8 in [0, 2**bits - 1], not packed.
 
     code = clamp(round_half_even(w / scale + zero)); a NaN group gets the midpoint code.
     """
-    top, midpoint = 2**bits - 1, float(_intx_format(bits).midpoint)
+    row = _intx_format(bits)
+    top, midpoint = row.high, float(row.midpoint)
 
     def codes(x: Tensor, s: Tensor, z: Tensor | float) -> Tensor:
         return torch.nan_to_num((x / s).add_(z), nan=midpoint).round_().clamp_(0, top)
@@ -115,7 +135,8 @@ def dequantize_intx(
     group_size: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(..., K) uint8, (..., G), (..., G) or None -> (..., K) `dtype`: (code - zero) * scale, formed in float32."""
+    """(..., K) uint8, (..., G), (..., G) or None -> (..., K) `dtype`: (code - zero) * scale, formed
+    in float32."""
     if zero is None:
         midpoint = float(_intx_format(bits).midpoint)
         return _by_group(codes, group_size, scale, lambda c, s: (c - midpoint) * s).to(dtype)
@@ -132,14 +153,16 @@ ROUNDS = 2  # alternating rounds a start
 def optimize_intx_qparams(
     w: Tensor, *, bits: int, group_size: int, scale_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scale and fractional zero that make the group's error sum |w - (code - zero) * scale|**2.5 small ("hqq").
+    """Scale and fractional zero that make the group's error sum |w - (code - zero) * scale|**2.5
+    small ("hqq").
 
-    The half-quadratic idea of HQQ (Badri and Shaji, 2023): fix the codes and solve for the affine parameters in
-    closed form, fix those and round again. Here scale and zero are both solved for, by least squares; the search starts
-    from several shrunken ranges, and each group keeps the best pair that it has met. No data is needed.
-    w (..., K) -> scale (..., G), zero (..., G), both `scale_dtype`; errors are judged after rounding to it.
+    The half-quadratic idea of HQQ (Badri and Shaji, 2023): fix the codes and solve for the affine
+    parameters in closed form, fix those and round again. Here scale and zero are both solved for,
+    by least squares; the search starts from several shrunken ranges, and each group keeps the best
+    pair that it has met. No data is needed. w (..., K) -> scale (..., G), zero (..., G), both
+    `scale_dtype`; errors are judged after rounding to it.
     """
-    scale_dtype = scale_dtype or _intx_format(bits).scale
+    scale_dtype = _scale_dtype(bits, scale_dtype)
     pair = _per_group(lambda x: _search(x, 2**bits - 1, scale_dtype), w, group_size)
     return pair.select(-1, 0).to(scale_dtype), pair.select(-1, 1).to(scale_dtype)
 
@@ -162,7 +185,9 @@ def _search(x: Tensor, top: int, scale_dtype: torch.dtype) -> Tensor:
             best_error = torch.minimum(error, best_error)
             code_mean = codes.mean(-1, keepdim=True)
             codes -= code_mean
-            scale = (codes * centred).sum(-1, keepdim=True) / (codes * codes).sum(-1, keepdim=True).clamp_(min=1e-9)
+            scale = (codes * centred).sum(-1, keepdim=True) / (codes * codes).sum(
+                -1, keepdim=True
+            ).clamp_(min=1e-9)
             scale = torch.where(scale.abs() < TINY, TINY, scale)
             zero = code_mean - mean / scale
     return best
@@ -178,7 +203,8 @@ def _error(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def _two_means(x: Tensor) -> Tensor:
-    """Twice the mean magnitude; 0 for a group of zeros, which one bit could not express otherwise."""
+    """Twice the mean magnitude; 0 for a group of zeros, which one bit could not express
+    otherwise."""
     mean = x.abs().mean(-1)
     return torch.where(mean == 0, 0, _floor(2 * mean))
 
@@ -190,9 +216,10 @@ def _signed_scale(x: Tensor, half: int) -> Tensor:
 
 
 def _asymmetric(x: Tensor, top: int, scale_dtype: torch.dtype) -> Tensor:
-    """(R, g) -> (R, 2): scale rounded to its dtype, and the integer zero that belongs to the rounded scale."""
+    """(R, g) -> (R, 2): scale rounded to its dtype, and the integer zero that belongs to the
+    rounded scale."""
     low, high = x.amin(-1).clamp_(max=0), x.amax(-1).clamp_(min=0)
-    scale = _floor(high / top - low / top).to(scale_dtype).float()
+    scale = _stored(_floor(high / top - low / top), scale_dtype).float()
     zero = (-low / scale).round_().clamp_(0, top)
     return torch.stack((scale, zero), -1)
 
@@ -202,27 +229,48 @@ def _floor(scale: Tensor) -> Tensor:
     return torch.where(scale.isfinite(), scale.clamp(min=TINY), torch.nan)
 
 
+def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """As it will be stored: rounded to its dtype, and NaN where it does not fit there."""
+    scale = scale.to(dtype)
+    return torch.where(scale.isfinite(), scale, torch.nan)
+
+
+def _scale_dtype(bits: int, dtype: torch.dtype | None) -> torch.dtype:
+    dtype = dtype or _intx_format(bits).scale
+    if dtype not in (torch.bfloat16, torch.float32):  # others cannot hold the smallest scale
+        raise ValueError(f"scales are torch.bfloat16 or torch.float32, got {dtype}")
+    return dtype
+
+
 def _intx_format(bits: int):
     if not isinstance(bits, int) or not 1 <= bits <= 8:
         raise ValueError(f"integer codes have 1 to 8 bits, got {bits!r}")
     return get_format("intx8" if bits == 8 else f"int{bits}")
 
 
-# ------------------------------------------------------------------------------------------ activations to int8
+# ------------------------------------------------------------------------------------------
+# activations to int8
 
 
-def quantize_tokens(x_MK: Tensor, *, mapping: str = "symmetric") -> tuple[Tensor, Tensor, Tensor | None]:
+def quantize_tokens(
+    x_MK: Tensor, *, mapping: str = "symmetric"
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Quantize each token of an activation to int8, as the int8_dynamic ops do.
 
-    x (M, K) -> codes (M, K) int8, scale (M, 1) float32, zero (M, 1) float32 or None; x ~ (codes - zero) * scale.
+    x (M, K) -> codes (M, K) int8, scale (M, 1) float32, zero (M, 1) float32 or None; x ~ (codes -
+    zero) * scale.
     symmetric   scale = amax / 127, codes in [-127, 127]
-    asymmetric  the range [min(x, 0), max(x, 0)] in 255 steps, codes in [-128, 127], zero an integer code
-    A token that holds NaN or inf gets a NaN scale and zero codes. All arithmetic is float32; x is multiplied by
-    the rounded reciprocal of the scale, which is what makes codes equal on every device.
+    asymmetric  the range [min(x, 0), max(x, 0)] in 255 steps, codes in [-128, 127], zero an integer
+                code
+    A token that holds NaN or inf gets a NaN scale and zero codes. All arithmetic is float32; x is
+    multiplied by the rounded reciprocal of the scale, which is what makes codes equal on every
+    device.
     """
     x = x_MK.float()
     if mapping == "symmetric":
-        scale = _token_scale(x.abs().amax(-1, keepdim=True) / 127 if x.shape[-1] else x.new_zeros(len(x), 1))
+        scale = _token_scale(
+            x.abs().amax(-1, keepdim=True) / 127 if x.shape[-1] else x.new_zeros(len(x), 1)
+        )
         codes = torch.nan_to_num((x * (1 / scale)).round(), nan=0.0).clamp(-127, 127)
         return codes.to(torch.int8), scale, None
     if mapping != "asymmetric":
@@ -242,11 +290,14 @@ def _token_scale(scale: Tensor) -> Tensor:
     return torch.where(scale.isfinite(), scale.clamp(min=TINY), torch.nan)
 
 
-# ------------------------------------------------------------------------------------------ float8
+# --- float8
 
 
-def choose_float8_scale(w: Tensor, *, block: tuple[int, ...], dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
-    """Scale of each block = amax / the largest float8 value; float32, one element a block (same rank as w)."""
+def choose_float8_scale(
+    w: Tensor, *, block: tuple[int, ...], dtype: torch.dtype = torch.float8_e4m3fn
+) -> Tensor:
+    """Scale of each block = amax / the largest float8 value; float32, one element a block (same
+    rank as w)."""
     high = torch.finfo(dtype).max
     return _floor(_blocks(w.float().abs(), block).amax(tuple(range(1, 2 * w.ndim, 2))) / high)
 
@@ -254,7 +305,8 @@ def choose_float8_scale(w: Tensor, *, block: tuple[int, ...], dtype: torch.dtype
 def quantize_float8(
     w: Tensor, scale: Tensor, *, block: tuple[int, ...], dtype: torch.dtype = torch.float8_e4m3fn
 ) -> Tensor:
-    """(...), scale of its blocks -> codes of `dtype`, saturated at the largest finite value; NaN stays NaN."""
+    """(...), scale of its blocks -> codes of `dtype`, saturated at the largest finite value; NaN
+    stays NaN."""
     high = torch.finfo(dtype).max
     return (w.float() / _spread(scale, block, w.shape)).clamp(-high, high).to(dtype)
 
@@ -272,25 +324,34 @@ def _blocks(w: Tensor, block: tuple[int, ...]) -> Tensor:
         raise ValueError(f"block {block} and tensor of shape {tuple(w.shape)} differ in rank")
     pad = [extra for n, b in zip(w.shape[::-1], block[::-1], strict=True) for extra in (0, -n % b)]
     padded = torch.nn.functional.pad(w, pad)
-    return padded.reshape([k for n, b in zip(padded.shape, block, strict=True) for k in (n // b, b)])
+    return padded.reshape(
+        [k for n, b in zip(padded.shape, block, strict=True) for k in (n // b, b)]
+    )
 
 
 def _spread(scale: Tensor, block: tuple[int, ...], shape: torch.Size) -> Tensor:
+    expected = [groups(n, b) for n, b in zip(shape, block, strict=True)]
+    if list(scale.shape) != expected:
+        raise ValueError(
+            f"blocks of {tuple(block)} in a tensor of {tuple(shape)} have scales of shape "
+            f"{tuple(expected)}, "
+            f"got {tuple(scale.shape)}"
+        )
     for dim, (b, n) in enumerate(zip(block, shape, strict=True)):
-        if b > 1 and scale.shape[dim] * b >= n and scale.shape[dim] != 1:
+        if b > 1 and scale.shape[dim] != 1:
             scale = scale.repeat_interleave(b, dim).narrow(dim, 0, n)
     return scale
 
 
-# ------------------------------------------------------------------------------------------ groups
+# --- groups
 
 
 def _pieces(length: int, group_size: int) -> Iterator[tuple[slice, slice, int]]:
     """Columns, groups and width of the whole groups, then of the shorter last one."""
-    whole = length // group_size
+    whole = length // max(group_size, 1)
     if whole:
         yield slice(0, whole * group_size), slice(0, whole), group_size
-    if length % group_size:
+    if length % max(group_size, 1):
         yield slice(whole * group_size, length), slice(whole, whole + 1), length % group_size
 
 
@@ -313,9 +374,18 @@ def _per_group(reduce: Callable[[Tensor], Tensor], w: Tensor, group_size: int) -
     return whole.reshape(*w.shape[:-1], *whole.shape[1:])
 
 
-def _by_group(w: Tensor, group_size: int, scale: Tensor, fn: Callable[..., Tensor], zero: Tensor | None = None) -> Tensor:
-    """fn(x, s[, z]) on (..., g, width) float32 views with broadcast group parameters; float32 (..., K)."""
+def _by_group(
+    w: Tensor, group_size: int, scale: Tensor, fn: Callable[..., Tensor], zero: Tensor | None = None
+) -> Tensor:
+    """fn(x, s[, z]) on (..., g, width) float32 views with broadcast group parameters; float32 (...,
+    K)."""
     parameters = (scale,) if zero is None else (scale, zero)
+    if any(p.shape[-1] != groups(w.shape[-1], group_size) for p in parameters):
+        count = groups(w.shape[-1], group_size)
+        raise ValueError(
+            f"a row of {w.shape[-1]} in groups of {group_size} has {count} scales, got "
+            f"{tuple(scale.shape)}"
+        )
     parts = []
     for columns, group, width in _pieces(w.shape[-1], group_size):
         x = w[..., columns].float().unflatten(-1, (-1, width))

@@ -8,8 +8,8 @@ A row of K codes of b bits each is a little-endian bit stream: code k occupies t
             byte 1 = k5 k4 k4 k4 k3 k3 k3 k2
             byte 2 = k7 k7 k7 k6 k6 k6 k5 k5
 
-Eight codes of b bits fill b bytes exactly, so a row is padded to a multiple of eight codes and takes
-`packed_bytes(K, b) = ceil(K / 8) * b` bytes. The pad codes carry no information.
+Eight codes of b bits fill b bytes exactly, so a row is padded to a multiple of eight codes and
+takes `packed_bytes(K, b) = ceil(K / 8) * b` bytes. The pad codes carry no information.
 """
 
 import torch
@@ -35,10 +35,14 @@ def pack(codes: Tensor, bits: int, *, pad: int = 0) -> Tensor:
     _check_bits(bits)
     if codes.dtype != torch.uint8:
         raise TypeError(f"pack: codes must be uint8, got {codes.dtype}")
+    if not 0 <= pad < 2**bits:
+        raise ValueError(f"pack: the pad code is {pad}, {bits} bits hold 0 to {2**bits - 1}")
     if bits == 8:
         return _padded(codes, pad).contiguous()
     if codes.device.type != "meta" and codes.numel() and int(codes.amax()) >> bits:
-        raise ValueError(f"pack: a code is {int(codes.amax())}, {bits} bits hold 0 to {2**bits - 1}")
+        raise ValueError(
+            f"pack: a code is {int(codes.amax())}, {bits} bits hold 0 to {2**bits - 1}"
+        )
     units = _padded(codes, pad).unflatten(-1, (-1, CODES_PER_UNIT))
     packed = units.new_zeros(*units.shape[:-1], bits)
     for k in range(CODES_PER_UNIT):
