@@ -1,7 +1,8 @@
-"""Writes docs/support.md from the registries: `python docs/generate_support.py`. CI fails when the page is stale.
+"""Writes docs/support.md from the registries: `python docs/generate_support.py`. CI fails when the
+page is stale.
 
-Every row is found by doing it: each config is applied to a small module of each kind, the module is called, and the
-ops that its weight reached are asked for their kernels.
+Every row is found by doing it: each config is applied to a small module of each kind, the module is
+called, and the ops that its weight reached are asked for their kernels.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-import ao_kernels.ops  # noqa: F401  fills OPS
 import torch
+from torch import nn
+
+import ao_kernels.ops
 from ao_core.config import AOBaseConfig
 from ao_core.errors import ConversionError
 from ao_core.match import FqnToConfig
@@ -26,7 +29,6 @@ from ao_quant import (
     IntxWeightOnlyConfig,
     quantize_,
 )
-from torch import nn
 
 PAGE = Path(__file__).parent / "support.md"
 
@@ -36,7 +38,9 @@ CONFIGS: dict[str, AOBaseConfig] = {
     "`Int4WeightOnlyConfig`": Int4WeightOnlyConfig(),
     "`Int8DynamicActivationInt4WeightConfig` (8da4w)": Int8DynamicActivationInt4WeightConfig(),
     "`IntxWeightOnlyConfig` (int1 to int8)": IntxWeightOnlyConfig(weight_dtype=torch.int3),
-    "`Int8DynamicActivationIntxWeightConfig` (int1 to int8)": Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int3),
+    "`Int8DynamicActivationIntxWeightConfig` (int1 to int8)": Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int3
+    ),
 }
 
 
@@ -59,11 +63,15 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 }
 
 NOTES = """
-* Every format is tested, by the same contract suites, in eager mode, under `torch.compile(fullgraph=True)`, `torch.export` and
-  `inference_mode`, with gradients for activations and biases, with `state_dict`, `deepcopy` and `torch.load(weights_only=True)`, and sharded by
-  FSDP2 and DTensor (rows and columns) over two processes.
-* FSDP2 needs the output features to divide by the number of ranks; DTensor cuts along input features must fall between groups.
-* Where a column says *reference*, plain torch runs: exact, on any device, slow. `op.why_not(...)` says why a kernel was not taken.
+* Every format is tested, by the same contract suites, in eager mode, under
+  `torch.compile(fullgraph=True)`, `torch.export` and
+  `inference_mode`, with gradients for activations and biases, with `state_dict`, `deepcopy` and
+  `torch.load(weights_only=True)`, and sharded by FSDP2 and DTensor (rows and columns) over two
+  processes.
+* FSDP2 needs the output features to divide by the number of ranks; DTensor cuts along input
+  features must fall between groups.
+* Where a column says *reference*, plain torch runs: exact, on any device, slow. `op.why_not(...)`
+  says why a kernel was not taken.
 * cpu kernels choose AVX-512 (VNNI, BF16), AVX2 or plain C++ when they run; NEON is compiled on Arm.
 """
 

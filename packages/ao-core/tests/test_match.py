@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
 from ao_core.config import config_from_dict, config_to_dict
 from ao_core.errors import ConfigError, ConversionError
 from ao_core.match import FqnToConfig
 from ao_core.testing.example_format import ExampleConfig, ExampleTensor
 from ao_core.transform import convert_
-from torch import nn
 
 A, B, C = (ExampleConfig(refuse=(n,)) for n in (1001, 1002, 1003))
 
@@ -23,8 +24,12 @@ class Experts(nn.Module):
 
 
 def model() -> nn.Module:
-    block = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "norm": nn.LayerNorm(8), "experts": Experts()})
-    return nn.ModuleDict({"embed": nn.Embedding(12, 8), "layers": nn.ModuleList([block]), "head": nn.Linear(8, 12)})
+    block = nn.ModuleDict(
+        {"q_proj": nn.Linear(8, 8), "norm": nn.LayerNorm(8), "experts": Experts()}
+    )
+    return nn.ModuleDict(
+        {"embed": nn.Embedding(12, 8), "layers": nn.ModuleList([block]), "head": nn.Linear(8, 12)}
+    )
 
 
 def converted(rules: dict, **kwargs: object) -> dict[str, str]:
@@ -56,13 +61,16 @@ def test_patterns_match_whole_names_and_skip_vectors() -> None:
         "layers.0.experts.gate_up_proj",
         "layers.0.experts.down_proj",
     }
-    assert converted({r"re:layers\.0\..*\.weight": A}) == {"layers.0.q_proj.weight"}  # the norm's weight is a vector
+    assert converted({r"re:layers\.0\..*\.weight": A}) == {
+        "layers.0.q_proj.weight"
+    }  # the norm's weight is a vector
     with pytest.raises(ConversionError, match="match nothing"):
         converted({r"re:proj": A})
 
 
 def test_precedence() -> None:
-    """exact parameter > exact module > pattern on parameter > pattern on module > _default; None stops the search."""
+    """exact parameter > exact module > pattern on parameter > pattern on module > _default; None
+    stops the search."""
     name = "layers.0.q_proj"
     rules = [
         ("_default", None),
@@ -88,7 +96,9 @@ def test_first_pattern_wins() -> None:
 def test_a_rule_that_matches_nothing_is_an_error() -> None:
     for strict in (True, False):
         m = model()
-        with pytest.raises(ConversionError, match=r"'layers\.0\.q_prj'; did you mean 'layers\.0\.q_proj'"):
+        with pytest.raises(
+            ConversionError, match=r"'layers\.0\.q_prj'; did you mean 'layers\.0\.q_proj'"
+        ):
             convert_(m, FqnToConfig({"layers.0.q_prj": A, "_default": A}), strict=strict)
         assert not any(isinstance(p, ExampleTensor) for p in m.parameters())
     with pytest.raises(ConversionError, match="filter_fn accepted no module"):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from ao_core.tensor import QTensor, register_tensor, tensor_class
 from ao_core.testing.example_format import ExampleTensor
 from ao_core.testing.sharding_contract import check_formats, run_two_processes
 from ao_core.testing.tensor_contract import QTensorContract
-from torch import Tensor
 
 
 class TestExample(QTensorContract):
@@ -34,7 +35,15 @@ def test_fields_are_derived_from_annotations() -> None:
     with pytest.raises(TypeError, match="fields are"):
         Sub(codes=base.codes, scale=base.scale, row=8, shape=base.shape, dtype=base.dtype)
     with pytest.raises(TypeError, match="fields are"):
-        Sub(codes=base.codes, scale=base.scale, row=8, note="n", other=1, shape=base.shape, dtype=base.dtype)
+        Sub(
+            codes=base.codes,
+            scale=base.scale,
+            row=8,
+            note="n",
+            other=1,
+            shape=base.shape,
+            dtype=base.dtype,
+        )
 
 
 def test_each_class_has_its_own_table() -> None:
@@ -45,7 +54,13 @@ def test_each_class_has_its_own_table() -> None:
     def _neg(q: Sub) -> Sub:
         return q.rebuild(scale=-q.scale)
 
-    q = Sub(codes=torch.ones(2, 8, dtype=torch.int8), scale=torch.ones(2, 1), row=8, shape=torch.Size((2, 8)), dtype=torch.float32)
+    q = Sub(
+        codes=torch.ones(2, 8, dtype=torch.int8),
+        scale=torch.ones(2, 1),
+        row=8,
+        shape=torch.Size((2, 8)),
+        dtype=torch.float32,
+    )
     assert torch.equal((-q).dequantize(), -torch.ones(2, 8))
     with pytest.raises(NotImplementedError, match=r"aten\.neg.*ExampleTensor.*dequantize"):
         -ExampleTensor.from_float(torch.ones(2, 8))
@@ -53,7 +68,7 @@ def test_each_class_has_its_own_table() -> None:
 
 def test_registered_names() -> None:
     assert tensor_class("ExampleTensor") is ExampleTensor
-    with pytest.raises(KeyError, match="no tensor class named 'os.system'"):
+    with pytest.raises(KeyError, match=r"no tensor class named 'os\.system'"):
         tensor_class("os.system")
     with pytest.raises(TypeError, match="registered already"):
         register_tensor(type("ExampleTensor", (QTensor,), {}))

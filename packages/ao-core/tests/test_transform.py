@@ -1,26 +1,30 @@
 """The conversion engine: checks first, all or nothing, tied weights, reports."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from torch import nn
+
 from ao_core.config import AOBaseConfig
 from ao_core.errors import ConversionError
 from ao_core.match import FqnToConfig
 from ao_core.testing.example_format import ExampleConfig, ExampleTensor
 from ao_core.transform import convert_, register_handler
-from torch import nn
 
 
 def mlp(*sizes: int) -> nn.Sequential:
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
 
 
 def snapshot(model: nn.Module) -> dict[str, int]:
     return {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def refused(model: nn.Module, message: str, config: AOBaseConfig | None = None, **kwargs: object) -> ConversionError:
+def refused(
+    model: nn.Module, message: str, config: AOBaseConfig | None = None, **kwargs: object
+) -> ConversionError:
     """The conversion raises, and the very same parameter objects are still in place."""
     before = snapshot(model)
     with pytest.raises(ConversionError, match=message) as caught:
@@ -37,12 +41,18 @@ def test_report_of_a_conversion() -> None:
     assert report["0"].bytes_after == 16 * 8 + 16 * 4
     assert report.untouched_bytes == (16 + 4) * 4
     assert report.bytes_before == sum(p.numel() for p in mlp(8, 16, 4).parameters()) * 4
-    assert report.bytes_after == report["0"].bytes_after + report["1"].bytes_after + report.untouched_bytes
+    assert (
+        report.bytes_after
+        == report["0"].bytes_after + report["1"].bytes_after + report.untouched_bytes
+    )
     assert "2 converted" in str(report) and "0.weight" in report.table()
     assert report.to_dict()["rows"][0]["fqn"] == "0.weight"
     with pytest.raises(KeyError, match="no rule reached"):
         report["5"]
-    assert not any(p.requires_grad for p in (model[0].weight, model[1].weight)) and model[0].bias.requires_grad
+    assert (
+        not any(p.requires_grad for p in (model[0].weight, model[1].weight))
+        and model[0].bias.requires_grad
+    )
 
 
 def test_a_single_layer_is_a_model() -> None:
@@ -52,7 +62,11 @@ def test_a_single_layer_is_a_model() -> None:
 
 
 def test_refusals_name_the_layer_and_change_nothing() -> None:
-    error = refused(mlp(8, 16, 4), r"1 of 2 parameters cannot be converted \(nothing was changed\)", ExampleConfig(refuse=(16,)))
+    error = refused(
+        mlp(8, 16, 4),
+        r"1 of 2 parameters cannot be converted \(nothing was changed\)",
+        ExampleConfig(refuse=(16,)),
+    )
     assert "0.weight: has 16 rows" in str(error) and "strict=False" in str(error)
     assert [row.fqn for row in error.report.skipped] == ["0.weight"]
 
@@ -61,14 +75,21 @@ def test_not_strict_leaves_what_cannot_be_converted() -> None:
     model = mlp(8, 16, 4)
     report = convert_(model, ExampleConfig(refuse=(16,)), strict=False)
     assert report["0"].status == "skipped" and report["0"].what == "has 16 rows"
-    assert not isinstance(model[0].weight, ExampleTensor) and isinstance(model[1].weight, ExampleTensor)
+    assert not isinstance(model[0].weight, ExampleTensor) and isinstance(
+        model[1].weight, ExampleTensor
+    )
     assert report["0"].bytes_after == report["0"].bytes_before
 
 
 def test_failure_half_way_rolls_back() -> None:
     """The first layer was swapped already when the second failed."""
     for strict in (True, False):
-        refused(mlp(8, 16, 5, 4), r"1\.weight: a weight of 5 rows failed on purpose \(the model is unchanged\)", ExampleConfig(fail=(5,)), strict=strict)
+        refused(
+            mlp(8, 16, 5, 4),
+            r"1\.weight: a weight of 5 rows failed on purpose \(the model is unchanged\)",
+            ExampleConfig(fail=(5,)),
+            strict=strict,
+        )
 
 
 def test_interrupt_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:

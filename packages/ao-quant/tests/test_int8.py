@@ -1,9 +1,10 @@
 """int8 weights."""
 
 import torch
+from torch import Tensor
+
 from ao_core.testing.tensor_contract import QTensorContract
 from ao_quant import Int8Tensor, PerGroup, PerRow, PerTensor
-from torch import Tensor
 
 
 class TestPerRow(QTensorContract):
@@ -20,7 +21,8 @@ class TestPerTensor(QTensorContract):
         return Int8Tensor.from_float(w, granularity=PerTensor())
 
     def test_views_share_storage(self) -> None:
-        """Rows of a per-tensor weight share one scale with the rest, so a part cannot be requantized alone."""
+        """Rows of a per-tensor weight share one scale with the rest, so a part cannot be
+        requantized alone."""
         q = self.make(torch.ones(16, 128))
         assert q[4:8].scale.data_ptr() == q.scale.data_ptr()
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from ao_core.packing import unpack
 from ao_core.testing.tensor_contract import QTensorContract
 from ao_quant import IntxTensor, PerGroup, PerRow
-from torch import Tensor
 
 
 class TestInt4(QTensorContract):
@@ -37,7 +38,9 @@ class Test8da4w(QTensorContract):
     dynamic = True
 
     def make(self, w: Tensor) -> IntxTensor:
-        return IntxTensor.from_float(w, bits=4, granularity=PerGroup(32), activation="int8_asymmetric")
+        return IntxTensor.from_float(
+            w, bits=4, granularity=PerGroup(32), activation="int8_asymmetric"
+        )
 
 
 class TestInt1(QTensorContract):
@@ -63,7 +66,9 @@ class TestIntx8Dynamic(QTensorContract):
     dynamic = True
 
     def make(self, w: Tensor) -> IntxTensor:
-        return IntxTensor.from_float(w, bits=8, granularity=PerGroup(32), activation="int8_asymmetric")
+        return IntxTensor.from_float(
+            w, bits=8, granularity=PerGroup(32), activation="int8_asymmetric"
+        )
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -1,4 +1,5 @@
-"""quantize_ on whole models: every config on linears, embeddings, 1x1 convolutions and experts, and bad input."""
+"""quantize_ on whole models: every config on linears, embeddings, 1x1 convolutions and experts, and
+bad input."""
 
 import copy
 import io
@@ -6,6 +7,8 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from ao_core.config import AOBaseConfig, config_from_json, config_to_json
 from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
 from ao_core.tensor import QTensor
@@ -23,24 +26,55 @@ from ao_quant import (
     PerTensor,
     quantize_,
 )
-from torch import nn
 
-CONFIGS: dict[str, tuple[AOBaseConfig, float, str]] = {  # config, least SQNR of a two-layer model in dB, what reports say
+CONFIGS: dict[
+    str, tuple[AOBaseConfig, float, str]
+] = {  # config, least SQNR of a two-layer model in dB, what reports say
     "int8": (Int8WeightOnlyConfig(), 40, "int8 row"),
     "int8 tensor": (Int8WeightOnlyConfig(granularity=PerTensor()), 38, "int8 tensor"),
     "int8 group": (Int8WeightOnlyConfig(granularity=PerGroup(32)), 40, "int8 group 32"),
     "int8 dynamic": (Int8DynamicActivationInt8WeightConfig(), 36, "int8 row, int8 activations"),
     "int4": (Int4WeightOnlyConfig(group_size=32), 17, "int4 group 32 symmetric"),
     "int4 hqq": (Int4WeightOnlyConfig(group_size=64, algorithm="hqq"), 18, "int4 group 64 hqq"),
-    "8da4w": (Int8DynamicActivationInt4WeightConfig(), 17, "int4 group 32 symmetric, int8 activations"),
-    "int1": (IntxWeightOnlyConfig(weight_dtype=torch.int1, granularity=PerGroup(32)), 1, "int1 group 32 symmetric"),
-    "int2": (IntxWeightOnlyConfig(weight_dtype=torch.int2, granularity=PerGroup(32), algorithm="hqq"), 6, "int2 group 32 hqq"),
-    "int3": (IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=PerGroup(32), mapping_type="asymmetric"), 11, "int3 group 32 asymmetric"),
+    "8da4w": (
+        Int8DynamicActivationInt4WeightConfig(),
+        17,
+        "int4 group 32 symmetric, int8 activations",
+    ),
+    "int1": (
+        IntxWeightOnlyConfig(weight_dtype=torch.int1, granularity=PerGroup(32)),
+        1,
+        "int1 group 32 symmetric",
+    ),
+    "int2": (
+        IntxWeightOnlyConfig(weight_dtype=torch.int2, granularity=PerGroup(32), algorithm="hqq"),
+        6,
+        "int2 group 32 hqq",
+    ),
+    "int3": (
+        IntxWeightOnlyConfig(
+            weight_dtype=torch.int3, granularity=PerGroup(32), mapping_type="asymmetric"
+        ),
+        11,
+        "int3 group 32 asymmetric",
+    ),
     "int5": (IntxWeightOnlyConfig(weight_dtype=torch.int5), 20, "int5 row symmetric"),
-    "int6": (IntxWeightOnlyConfig(weight_dtype=torch.int6, granularity=PerRow()), 26, "int6 row symmetric"),
-    "int7": (IntxWeightOnlyConfig(weight_dtype=torch.int7, granularity=PerAxis(0)), 32, "int7 row symmetric"),
+    "int6": (
+        IntxWeightOnlyConfig(weight_dtype=torch.int6, granularity=PerRow()),
+        26,
+        "int6 row symmetric",
+    ),
+    "int7": (
+        IntxWeightOnlyConfig(weight_dtype=torch.int7, granularity=PerAxis(0)),
+        32,
+        "int7 row symmetric",
+    ),
     "intx8": (IntxWeightOnlyConfig(mapping_type="asymmetric"), 36, "int8 row asymmetric"),
-    "int6 dynamic": (Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int6), 28, "int6 group 32 symmetric, int8 activations"),
+    "int6 dynamic": (
+        Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int6),
+        28,
+        "int6 group 32 symmetric, int8 activations",
+    ),
 }
 EACH = pytest.mark.parametrize("name", list(CONFIGS))
 
@@ -87,7 +121,9 @@ def test_embeddings(name: str) -> None:
     indices = torch.tensor([[0, 49], [3, 7]])
     assert torch.equal(model(indices), F.embedding(indices, model.weight.dequantize()))
     assert model(indices).shape == (2, 2, 72) and exact.shape == model.weight.shape
-    assert torch.equal(model.to(torch.bfloat16)(indices), F.embedding(indices, model.weight.dequantize()))
+    assert torch.equal(
+        model.to(torch.bfloat16)(indices), F.embedding(indices, model.weight.dequantize())
+    )
 
 
 @EACH
@@ -109,7 +145,9 @@ def test_tied_head_and_embedding(name: str) -> None:
     assert model.head.weight is model.embed.weight and len(report.tied) == 1
     assert sqnr_db(exact, model(indices)) >= min(least, 36) - 6
     loaded = copy.deepcopy(model)
-    assert loaded.head.weight is loaded.embed.weight and torch.equal(loaded(indices), model(indices))
+    assert loaded.head.weight is loaded.embed.weight and torch.equal(
+        loaded(indices), model(indices)
+    )
 
 
 @EACH
@@ -179,13 +217,20 @@ def test_config_json(name: str) -> None:
 def test_compile_of_a_whole_model() -> None:
     torch._dynamo.reset()
     model, x = mlp(), torch.randn(3, 160)
-    quantize_(model, FqnToConfig({"0": Int4WeightOnlyConfig(group_size=32), "2": Int8DynamicActivationInt8WeightConfig()}))
+    quantize_(
+        model,
+        FqnToConfig(
+            {"0": Int4WeightOnlyConfig(group_size=32), "2": Int8DynamicActivationInt8WeightConfig()}
+        ),
+    )
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(x), model(x))
     with torch.no_grad():
         for layer in (model[0], model[2]):
             layer.weight.update_(torch.randn(layer.weight.shape))
-    torch.testing.assert_close(compiled(x), model(x))  # new weights in the same storage, no new compilation
+    torch.testing.assert_close(
+        compiled(x), model(x)
+    )  # new weights in the same storage, no new compilation
 
 
 def test_requantize_carries_the_options() -> None:
@@ -198,10 +243,12 @@ def test_requantize_carries_the_options() -> None:
         assert torch.equal(merged, other[0].weight.detach()), config
 
 
-# ------------------------------------------------------------------------------------------ bad input
+# --- bad input
 
 
-def refused(model: nn.Module, message: str, config: AOBaseConfig | None = None, **kwargs: object) -> None:
+def refused(
+    model: nn.Module, message: str, config: AOBaseConfig | None = None, **kwargs: object
+) -> None:
     before = {n: id(p) for n, p in model.named_parameters()}
     with pytest.raises(ConversionError, match=message):
         quantize_(model, config or Int4WeightOnlyConfig(), **kwargs)
@@ -226,10 +273,20 @@ def test_group_that_does_not_divide() -> None:
 
 def test_layers_that_cannot_be_converted() -> None:
     everything = {"filter_fn": lambda module, fqn: hasattr(module, "weight")}
-    refused(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), r"1\.weight: has shape \(8,\)", **everything)
-    refused(nn.Sequential(nn.Conv2d(8, 8, 3)), r"0\.weight: is a Conv2d with a 3x3 kernel", **everything)
+    refused(
+        nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)),
+        r"1\.weight: has shape \(8,\)",
+        **everything,
+    )
+    refused(
+        nn.Sequential(nn.Conv2d(8, 8, 3)), r"0\.weight: is a Conv2d with a 3x3 kernel", **everything
+    )
     refused(nn.Sequential(nn.Conv2d(8, 8, 1, groups=4)), "4 groups", **everything)
-    refused(nn.LSTM(8, 8), "LSTM, whose kernels take float", FqnToConfig({"weight_ih_l0": Int8WeightOnlyConfig()}))
+    refused(
+        nn.LSTM(8, 8),
+        "LSTM, whose kernels take float",
+        FqnToConfig({"weight_ih_l0": Int8WeightOnlyConfig()}),
+    )
     bad = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     bad[1].weight.data[0, 0] = float("nan")
     refused(bad, r"1\.weight: the weight contains NaN")
@@ -247,11 +304,20 @@ def test_layers_that_cannot_be_converted() -> None:
         (lambda: Int4WeightOnlyConfig(algorithm="best"), "'minmax' or 'hqq'"),
         (lambda: Int8WeightOnlyConfig(granularity=PerAxis(1)), "granularity is one of"),
         (lambda: Int8WeightOnlyConfig(granularity=32), "granularity is one of"),  # type: ignore[arg-type]
-        (lambda: Int8DynamicActivationInt8WeightConfig(granularity=PerGroup(32)), "granularity is one of"),
+        (
+            lambda: Int8DynamicActivationInt8WeightConfig(granularity=PerGroup(32)),
+            "granularity is one of",
+        ),
         (lambda: IntxWeightOnlyConfig(weight_dtype=torch.uint8), "torch.int1 to torch.int8"),
         (lambda: IntxWeightOnlyConfig(mapping_type="affine"), "'symmetric' or 'asymmetric'"),
-        (lambda: Int8DynamicActivationIntxWeightConfig(weight_granularity=PerTensor()), "granularity is one of"),
-        (lambda: config_from_json('{"type": "Int4WeightOnlyConfig", "groupsize": 32}'), "no field 'groupsize'"),
+        (
+            lambda: Int8DynamicActivationIntxWeightConfig(weight_granularity=PerTensor()),
+            "granularity is one of",
+        ),
+        (
+            lambda: config_from_json('{"type": "Int4WeightOnlyConfig", "groupsize": 32}'),
+            "no field 'groupsize'",
+        ),
         (lambda: config_from_json('{"type": "Int4WeightOnly"}'), "unknown config type"),
     ],
 )

@@ -15,9 +15,13 @@ FORMATS = {
     "int4": int4,
     "int4 hqq": functools.partial(int4, algorithm="hqq"),
     "int4 row": functools.partial(IntxTensor.from_float, bits=4),
-    "int3 asymmetric": functools.partial(IntxTensor.from_float, bits=3, granularity=PerGroup(32), mapping="asymmetric"),
+    "int3 asymmetric": functools.partial(
+        IntxTensor.from_float, bits=3, granularity=PerGroup(32), mapping="asymmetric"
+    ),
     "8da4w": functools.partial(int4, activation="int8_asymmetric"),
-    "intx8 dynamic": functools.partial(IntxTensor.from_float, bits=8, granularity=PerGroup(32), activation="int8_asymmetric"),
+    "intx8 dynamic": functools.partial(
+        IntxTensor.from_float, bits=8, granularity=PerGroup(32), activation="int8_asymmetric"
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""Collectives on quantized tensors, field by field: what distribute_tensor, DTensor and full_tensor() call.
+"""Collectives on quantized tensors, field by field: what distribute_tensor, DTensor and
+full_tensor() call.
 
 Codes travel as they are stored, so a shard costs its quantized size on the wire.
 """
@@ -36,7 +37,9 @@ if dist.is_available():
         """Every rank's tensor, one after the other along the first dimension."""
         shared = {name for name, dims in q.field_layout().items() if dims[0] is None}
         fields = {
-            name: t if name in shared else functional.all_gather_into_tensor.default(t.contiguous(), group_size, group_name)
+            name: t
+            if name in shared
+            else functional.all_gather_into_tensor.default(t.contiguous(), group_size, group_name)
             for name, t in q.tensors().items()
         }
         return q.rebuild(shape=torch.Size([q.shape[0] * group_size, *q.shape[1:]]), **fields)
@@ -45,7 +48,10 @@ if dist.is_available():
     def _broadcast(q: QTensor, root: int, group_name: str) -> QTensor:
         return q.map(lambda t: functional.broadcast.default(t, root, group_name))
 
-    # the second is what funcol of torch 2.13 calls instead of an async wrapper; it is defined when funcol is imported
-    @QTensor.implements(functional.wait_tensor.default, "_c10d_functional._wrap_tensor_autograd.default")
+    # the second is what funcol of torch 2.13 calls instead of an async wrapper; it is defined
+    # together with funcol itself
+    @QTensor.implements(
+        functional.wait_tensor.default, "_c10d_functional._wrap_tensor_autograd.default"
+    )
     def _wait_tensor(q: QTensor) -> QTensor:
         return q.map(functional.wait_tensor.default)

@@ -1,6 +1,7 @@
 """Formats: one row each, the single source of truth about how codes of a format look.
 
-Nothing else may infer a format from a tensor's dtype. The byte layouts are specified in docs/formats.md.
+Nothing else may infer a format from a tensor's dtype. The byte layouts are specified in
+docs/formats.md.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ class Format:
     bits      of one code
     storage   dtype of the tensor that holds the codes
     packed    codes are a bit stream (ao_core.packing); otherwise one storage element holds one code
-    low, high the range of a code; for packed formats codes are unsigned and `midpoint` stands for zero
+    low, high the range of a code; for packed formats codes are unsigned and `midpoint` stands for
+    zero
     midpoint  the code that means 0.0 when no zero point is stored
     scale     dtype of the scales
     """
@@ -47,7 +49,14 @@ def _intx(bits: int) -> Format:
 def _float8(name: str, dtype: torch.dtype) -> Format:
     high = torch.finfo(dtype).max
     return Format(
-        name=name, bits=8, storage=dtype, packed=False, low=-high, high=high, midpoint=0, scale=torch.float32
+        name=name,
+        bits=8,
+        storage=dtype,
+        packed=False,
+        low=-high,
+        high=high,
+        midpoint=0,
+        scale=torch.float32,
     )
 
 

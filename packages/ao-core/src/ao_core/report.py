@@ -12,7 +12,8 @@ __all__ = ["Report", "Row"]
 class Row:
     """One parameter.
 
-    fqn      its full name                     status   "converted", "tied" (shares a converted one) or "skipped"
+    fqn      its full name                     status   "converted", "tied" (shares a converted one)
+             or "skipped"
     what     the new format, or the reason     shape    of the float weight
     bytes_before, bytes_after                  of this parameter; a tied one counts nothing
     """
@@ -27,7 +28,8 @@ class Row:
 
 @dataclass(kw_only=True)
 class Report:
-    """All parameters that a rule reached. `print(report)` shows a summary, `report.table()` every row."""
+    """All parameters that a rule reached. `print(report)` shows a summary, `report.table()` every
+    row."""
 
     rows: list[Row] = field(default_factory=list)
     untouched_bytes: int = 0
@@ -65,11 +67,22 @@ class Report:
         kinds = Counter((row.status, row.what) for row in self.rows)
         lines = [f"{count:5} {status:9} {what}" for (status, what), count in kinds.items()]
         total = f"{_size(self.bytes_before)} -> {_size(self.bytes_after)}"
-        return "\n".join([*lines, f"model {total} ({_size(self.untouched_bytes)} that no rule reached)"])
+        return "\n".join(
+            [*lines, f"model {total} ({_size(self.untouched_bytes)} that no rule reached)"]
+        )
 
     def table(self) -> str:
         """One line a parameter."""
-        cells = [(r.fqn, r.status, "x".join(map(str, r.shape)), f"{_size(r.bytes_before)} -> {_size(r.bytes_after)}", r.what) for r in self.rows]
+        cells = [
+            (
+                r.fqn,
+                r.status,
+                "x".join(map(str, r.shape)),
+                f"{_size(r.bytes_before)} -> {_size(r.bytes_after)}",
+                r.what,
+            )
+            for r in self.rows
+        ]
         return _columns([("parameter", "status", "shape", "bytes", "format or reason"), *cells])
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,4 +103,6 @@ def _size(count: int) -> str:
 def _columns(rows: Iterable[tuple[str, ...]]) -> str:
     rows = list(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,10 +1,11 @@
 """QTensor: the base of every quantized tensor.
 
-A subclass lists its fields once, as annotations. Tensor fields (`Tensor`, or `Tensor | None` when optional) are
-data, all others are metadata. It says in `field_layout()` how each data field follows the logical dimensions, and how
-to `dequantize()`. Everything else is derived here and in `tensor_ops`: construction, flatten / unflatten for the compiler,
-repr, detach / clone / to / copy_, views on block-aligned coordinates, pickling under `weights_only=True`, the checkpoint
-layout, FSDP2's all-gather hooks and DTensor sharding.
+A subclass lists its fields once, as annotations. Tensor fields (`Tensor`, or `Tensor | None` when
+optional) are data, all others are metadata. It says in `field_layout()` how each data field follows
+the logical dimensions, and how to `dequantize()`. Everything else is derived here and in
+`tensor_ops`: construction, flatten / unflatten for the compiler, repr, detach / clone / to / copy_,
+views on block-aligned coordinates, pickling under `weights_only=True`, the checkpoint layout,
+FSDP2's all-gather hooks and DTensor sharding.
 
     class Int8Tensor(QTensor):
         codes: Tensor           # (N, K) int8
@@ -16,8 +17,8 @@ layout, FSDP2's all-gather hooks and DTensor sharding.
 
         def dequantize(self): ...
 
-Operations are defined on a class with `implements`; functions take their natural arguments. What is not defined raises
-a sentence that names the operation, the tensor and the way out.
+Operations are defined on a class with `implements`; functions take their natural arguments. What is
+not defined raises a sentence that names the operation, the tensor and the way out.
 """
 
 import copy
@@ -45,9 +46,11 @@ Dim = tuple[int, int] | int | None
 
 
 class QTensor(Tensor):
-    """A weight stored in a quantized format. `shape` and `dtype` are those of the float tensor it stands for.
+    """A weight stored in a quantized format. `shape` and `dtype` are those of the float tensor it
+    stands for.
 
-    transposed: the last two logical dimensions are swapped with respect to the fields (a view, as `w.t()`).
+    transposed: the last two logical dimensions are swapped with respect to the fields (a view, as
+    `w.t()`).
     """
 
     transposed: bool
@@ -58,13 +61,18 @@ class QTensor(Tensor):
     _table: ClassVar[dict[Any, Callable[..., Any]]] = {}
     _aliasing: ClassVar[set[Any]] = set()
 
-    # ---------------------------------------------------------------------------------- declaration
+    # --- declaration
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         data, meta, optional = list(cls._data), list(cls._meta), set(cls._optional)
         for name, kind in inspect.get_annotations(cls, eval_str=True).items():
-            if name.startswith("_") or typing.get_origin(kind) is ClassVar or name in data or name in meta:
+            if (
+                name.startswith("_")
+                or typing.get_origin(kind) is ClassVar
+                or name in data
+                or name in meta
+            ):
                 continue
             parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
             if Tensor in parts:
@@ -74,11 +82,17 @@ class QTensor(Tensor):
             else:
                 meta.append(name)
         cls._data, cls._meta, cls._optional = tuple(data), tuple(meta), frozenset(optional)
-        cls._table = {op: fn for base in reversed(cls.__mro__) for op, fn in base.__dict__.get("_table", {}).items()}
+        cls._table = {
+            op: fn
+            for base in reversed(cls.__mro__)
+            for op, fn in base.__dict__.get("_table", {}).items()
+        }
         torch.serialization.add_safe_globals([cls, _rebuild])
 
     @classmethod
-    def implements(cls, *ops: Any, aliasing: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def implements(
+        cls, *ops: Any, aliasing: bool = False
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: this function is what `ops` (torch functions or aten overloads) do for `cls`.
 
         An overload that torch defines only later is given by name, as `str(op)` spells it.
@@ -94,19 +108,30 @@ class QTensor(Tensor):
 
         return register
 
-    # ---------------------------------------------------------------------------------- construction
+    # --- construction
 
     @staticmethod
-    def __new__(cls, *, shape: torch.Size, dtype: torch.dtype, transposed: bool = False, **fields: Any) -> "QTensor":
+    def __new__(
+        cls, *, shape: torch.Size, dtype: torch.dtype, transposed: bool = False, **fields: Any
+    ) -> "QTensor":
         device = fields[cls._data[0]].device
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, shape, strides=_strides(shape, transposed), dtype=dtype, device=device, requires_grad=False
+        return Tensor._make_wrapper_subclass(
+            cls,
+            shape,
+            strides=_strides(shape, transposed),
+            dtype=dtype,
+            device=device,
+            requires_grad=False,
         )
 
-    def __init__(self, *, shape: torch.Size, dtype: torch.dtype, transposed: bool = False, **fields: Any) -> None:
+    def __init__(
+        self, *, shape: torch.Size, dtype: torch.dtype, transposed: bool = False, **fields: Any
+    ) -> None:
         known = set(self._data) | set(self._meta) - {"transposed"}
         if set(fields) | self._optional != known | self._optional or set(fields) - known:
-            raise TypeError(f"{type(self).__name__}: fields are {sorted(known)}, got {sorted(fields)}")
+            raise TypeError(
+                f"{type(self).__name__}: fields are {sorted(known)}, got {sorted(fields)}"
+            )
         for name in self._optional:
             fields.setdefault(name, None)
         self.__dict__.update(fields, transposed=transposed)
@@ -121,17 +146,21 @@ class QTensor(Tensor):
         raise NotImplementedError(f"{type(self).__name__} does not define dequantize")
 
     def requantize(self, w: Tensor) -> "QTensor":
-        """A new tensor of the same format and options, from the float weight `w` of the same shape."""
+        """A new tensor of the same format and options, from the float weight `w` of the same
+        shape."""
         raise NotImplementedError(f"{type(self).__name__} does not define requantize")
 
     def field_layout(self) -> Mapping[str, tuple[Dim, ...]]:
-        """For each data field that is present: how it follows each dimension of the untransposed tensor."""
+        """For each data field that is present: how it follows each dimension of the untransposed
+        tensor."""
         raise NotImplementedError(f"{type(self).__name__} does not define layout")
 
     def check(self) -> None:
-        """ValueError unless fields, metadata and shape fit each other. Works on meta tensors: readers of files call it first.
+        """ValueError unless fields, metadata and shape fit each other. Works on meta tensors:
+        readers of files call it first.
 
-        Here the shapes are compared with `field_layout()`; a subclass adds its dtypes and the ranges of its metadata.
+        Here the shapes are compared with `field_layout()`; a subclass adds its dtypes and the
+        ranges of its metadata.
         """
         shape = list(self.shape)
         if self.transposed:
@@ -139,22 +168,31 @@ class QTensor(Tensor):
         for name, rules in self.field_layout().items():
             expected = []
             for size, rule in zip(shape, rules, strict=True):
-                logical, stored = rule if isinstance(rule, tuple) else (max(size, 1) if rule is None else rule, 1)
+                logical, stored = (
+                    rule if isinstance(rule, tuple) else (max(size, 1) if rule is None else rule, 1)
+                )
                 if logical < 1:
                     raise ValueError(f"a block of {name} has {logical} elements")
                 expected.append(1 if rule is None else -(-size // logical) * stored)
             if list(self.__dict__[name].shape) != expected:
                 found = list(self.__dict__[name].shape)
-                raise ValueError(f"{name} has shape {found}, but a weight of shape {list(self.shape)} needs {expected}")
+                raise ValueError(
+                    f"{name} has shape {found}, but a weight of shape {list(self.shape)} needs "
+                    f"{expected}"
+                )
 
     @torch.no_grad()
     def update_(self, w: Tensor) -> "QTensor":
-        """Requantize from `w` into this tensor's own storage, so that every holder of it sees the new weight."""
+        """Requantize from `w` into this tensor's own storage, so that every holder of it sees the
+        new weight."""
         if tuple(w.shape) != tuple(self.shape):
-            raise ValueError(f"update_: the weight has shape {tuple(self.shape)}, got {tuple(w.shape)}")
-        return self.copy_(self.requantize(w.to(self.device)))
+            raise ValueError(
+                f"update_: the weight has shape {tuple(self.shape)}, got {tuple(w.shape)}"
+            )
+        self.copy_(self.requantize(w.to(self.device)))
+        return self
 
-    # ---------------------------------------------------------------------------------- fields
+    # --- fields
 
     def tensors(self) -> dict[str, Tensor]:
         """The data fields that are present, by name."""
@@ -165,8 +203,13 @@ class QTensor(Tensor):
         return {name: self.__dict__[name] for name in self._meta}
 
     def map(self, fn: Callable[[Tensor], Tensor], **change: Any) -> "QTensor":
-        """A copy with `fn` applied to every data field; `change` replaces shape, dtype or metadata."""
-        fields = {name: None if t is None else fn(t) for name in self._data for t in (self.__dict__[name],)}
+        """A copy with `fn` applied to every data field; `change` replaces shape, dtype or
+        metadata."""
+        fields = {
+            name: None if t is None else fn(t)
+            for name in self._data
+            for t in (self.__dict__[name],)
+        }
         return self.rebuild(**fields, **change)
 
     def rebuild(self, **change: Any) -> "QTensor":
@@ -176,24 +219,30 @@ class QTensor(Tensor):
         return type(self)(**(arguments | change))
 
     @property
-    def nbytes(self) -> int:
+    def nbytes(self) -> int:  # type: ignore[override]
         """Bytes that the data fields take."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
-    # ---------------------------------------------------------------------------------- compiler
+    # --- compiler
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
         return list(self.tensors()), (self.dtype, tuple(self.metadata().items()))
 
     @classmethod
-    def __tensor_unflatten__(cls, inner: dict[str, Tensor], context: Any, outer_size: Any, outer_stride: Any) -> "QTensor":
+    def __tensor_unflatten__(
+        cls, inner: dict[str, Tensor], context: Any, outer_size: Any, outer_stride: Any
+    ) -> "QTensor":
         dtype, metadata = context
-        absent = dict.fromkeys(cls._optional - set(inner))
-        return cls(shape=outer_size, dtype=dtype, **inner, **absent, **dict(metadata))
+        fields: dict[str, Any] = {**dict.fromkeys(cls._optional), **inner, **dict(metadata)}
+        return cls(shape=outer_size, dtype=dtype, **fields)
 
     def _stable_hash_for_caching(self) -> str:
-        fields = [(k, t.dtype, tuple(t.shape), tuple(t.stride())) for k, t in self.tensors().items()]
-        return repr((type(self).__module__, type(self).__qualname__, self.__tensor_flatten__(), fields))
+        fields = [
+            (k, t.dtype, tuple(t.shape), tuple(t.stride())) for k, t in self.tensors().items()
+        ]
+        return repr(
+            (type(self).__module__, type(self).__qualname__, self.__tensor_flatten__(), fields)
+        )
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -204,15 +253,20 @@ class QTensor(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         owner = next((t for t in types if issubclass(t, QTensor)), cls)
         handler = owner._table.get(func) or owner._table.get(str(func))
         if handler is None and torch.is_inference_mode_enabled() and func._can_decompose():
-            return func.decompose(*args, **kwargs)  # autograd's keys, which are off, do this otherwise
+            return func.decompose(
+                *args, **kwargs
+            )  # autograd's keys, which are off, do this otherwise
         if handler is None:
             raise UnsupportedOpError(
-                f"{func} is not defined for {owner.__name__}. Call .dequantize() first to work on the float weight, "
+                f"{func} is not defined for {owner.__name__}. Call .dequantize() first to work on "
+                f"the float weight, "
                 f"or define it with @{owner.__name__}.implements({func})."
             )
         if func not in QTensor._aliasing:
@@ -222,12 +276,15 @@ class QTensor(Tensor):
                 return return_and_correct_aliasing(func, args, kwargs, handler(*args, **kwargs))
         return return_and_correct_aliasing(func, args, kwargs, handler(*args, **kwargs))
 
-    # ---------------------------------------------------------------------------------- Python protocols
+    # --- Python protocols
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         parts = [f"shape={tuple(self.shape)}", f"dtype={self.dtype}", f"device='{self.device}'"]
         parts += [f"{k}={v!r}" for k, v in self.metadata().items() if v not in (None, False)]
-        parts += [f"{k}={str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for k, t in self.tensors().items()]
+        parts += [
+            f"{k}={str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
+            for k, t in self.tensors().items()
+        ]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -238,20 +295,35 @@ class QTensor(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> "QTensor":
         if id(self) not in memo:
             new = self.map(lambda t: copy.deepcopy(t, memo))
-            memo[id(self)] = torch.nn.Parameter(new, requires_grad=False) if isinstance(self, torch.nn.Parameter) else new
+            memo[id(self)] = (
+                torch.nn.Parameter(new, requires_grad=False)
+                if isinstance(self, torch.nn.Parameter)
+                else new
+            )
         return memo[id(self)]
 
-    # ---------------------------------------------------------------------------------- FSDP2
+    # --- FSDP2
 
     def fsdp_pre_all_gather(
-        self, mesh: Any, outer_size: Any = None, outer_stride: Any = None, module: Any = None, mp_policy: Any = None
+        self,
+        mesh: Any,
+        outer_size: Any = None,
+        outer_stride: Any = None,
+        module: Any = None,
+        mp_policy: Any = None,
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """What FSDP2 gathers: the stored fields themselves, so a shard travels at its quantized size."""
+        """What FSDP2 gathers: the stored fields themselves, so a shard travels at its quantized
+        size."""
         shared = {name for name, dims in self.field_layout().items() if dims[0] is None}
         return tuple(self.tensors().values()), (tuple(outer_size or ()), shared)
 
     def fsdp_post_all_gather(
-        self, gathered: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *, out: Any = None
+        self,
+        gathered: tuple[Tensor, ...],
+        metadata: Any,
+        param_dtype: torch.dtype,
+        *,
+        out: Any = None,
     ) -> Any:
         """The whole weight from the gathered fields; `out` was filled in place by the gather."""
         if out is not None:
@@ -267,9 +339,12 @@ _CLASSES: dict[str, type[QTensor]] = {}
 
 
 def register_tensor(cls: type[QTensor]) -> type[QTensor]:
-    """Class decorator: checkpoints may name `cls`, by its class name. Nothing else is ever looked up."""
+    """Class decorator: checkpoints may name `cls`, by its class name. Nothing else is ever looked
+    up."""
     if _CLASSES.setdefault(cls.__name__, cls) is not cls:
-        raise TypeError(f"register_tensor: a tensor class named {cls.__name__} is registered already")
+        raise TypeError(
+            f"register_tensor: a tensor class named {cls.__name__} is registered already"
+        )
     return cls
 
 
@@ -293,9 +368,14 @@ def _strides(shape: torch.Size, transposed: bool) -> tuple[Any, ...]:
 
 
 def _rebuild(
-    cls: type[QTensor], shape: tuple[int, ...], dtype: torch.dtype, state: dict[str, Any], is_parameter: bool
+    cls: type[QTensor],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    state: dict[str, Any],
+    is_parameter: bool,
 ) -> Tensor:
-    """What a pickled QTensor is rebuilt with; the only function that `torch.load(weights_only=True)` needs to allow."""
+    """What a pickled QTensor is rebuilt with; the only function that
+    `torch.load(weights_only=True)` needs to allow."""
     if not (isinstance(cls, type) and issubclass(cls, QTensor)):
         raise TypeError(f"a pickled quantized tensor names {cls!r}, which is not one")
     new = cls(shape=torch.Size(shape), dtype=dtype, **state)

@@ -1,7 +1,8 @@
 """The ordinary tensor operations of every QTensor, in terms of its fields and `field_layout()`.
 
-Views speak logical coordinates. A cut must fall between blocks (or inside one block that nothing else shares),
-because a block's scale cannot be split; anything else is refused with the coordinates that would work.
+Views speak logical coordinates. A cut must fall between blocks (or inside one block that nothing
+else shares), because a block's scale cannot be split; anything else is refused with the coordinates
+that would work.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ __all__: list[str] = []
 aten = torch.ops.aten
 
 
-# ------------------------------------------------------------------------------------------ copies and moves
+# --- copies and moves
 
 
 @QTensor.implements(aten.detach.default, aten.alias.default, aliasing=True)
@@ -36,10 +37,16 @@ def _contiguous(q: QTensor, *, memory_format: Any = None) -> QTensor:
 
 
 @QTensor.implements(aten._to_copy.default)
-def _to_copy(q: QTensor, *, dtype: Any = None, device: Any = None, non_blocking: bool = False, **_: Any) -> QTensor:
-    """Moves the fields; a dtype changes what the tensor stands for (dequantize's dtype), not what is stored."""
+def _to_copy(
+    q: QTensor, *, dtype: Any = None, device: Any = None, non_blocking: bool = False, **_: Any
+) -> QTensor:
+    """Moves the fields; a dtype changes what the tensor stands for (dequantize's dtype), not what
+    is stored."""
     if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"{type(q).__name__} stands for a float weight and cannot become {dtype}; call .dequantize() first")
+        raise TypeError(
+            f"{type(q).__name__} stands for a float weight and cannot become {dtype}; call "
+            f".dequantize() first"
+        )
     moved = q.map(lambda t: t.to(device=device, non_blocking=non_blocking, copy=True))
     return moved.rebuild(dtype=dtype) if dtype is not None else moved
 
@@ -61,9 +68,12 @@ def _empty_like(q: QTensor, *, dtype: Any = None, device: Any = None, **_: Any) 
 
 @QTensor.implements(aten.copy_.default)
 def _copy_(q: QTensor, source: Tensor, non_blocking: bool = False) -> QTensor:
-    """Codes from a tensor of the same format and shape; a float source is quantized with this tensor's options."""
+    """Codes from a tensor of the same format and shape; a float source is quantized with this
+    tensor's options."""
     if not isinstance(q, QTensor):
-        raise TypeError(f"cannot copy a {type(source).__name__} into a plain tensor; call .dequantize() first")
+        raise TypeError(
+            f"cannot copy a {type(source).__name__} into a plain tensor; call .dequantize() first"
+        )
     if not isinstance(source, QTensor):
         source = q.requantize(source.to(device=q.device).expand(q.shape))
     ours, theirs = q.tensors(), source.tensors()
@@ -78,7 +88,9 @@ def _copy_(q: QTensor, source: Tensor, non_blocking: bool = False) -> QTensor:
 @QTensor.implements(Tensor.data.__set__)  # type: ignore[attr-defined]
 def _set_data(q: QTensor, source: Tensor) -> None:
     if type(q) is not type(source) or q.shape != source.shape:
-        raise TypeError(f".data of {q!r} takes a tensor of the same format and shape, got {source!r}")
+        raise TypeError(
+            f".data of {q!r} takes a tensor of the same format and shape, got {source!r}"
+        )
     with torch._C.DisableTorchFunctionSubclass():
         Tensor.data.__set__(q, source.detach())  # type: ignore[attr-defined]
     q.__dict__.update({k: source.__dict__[k] for k in (*q._data, *q._meta)})
@@ -98,7 +110,9 @@ def _equal(a: QTensor, b: Tensor) -> bool:
 
 
 @QTensor.implements(aten._assert_tensor_metadata.default)
-def _assert_tensor_metadata(q: QTensor, size: Any = None, stride: Any = None, dtype: Any = None, **_: Any) -> None:
+def _assert_tensor_metadata(
+    q: QTensor, size: Any = None, stride: Any = None, dtype: Any = None, **_: Any
+) -> None:
     """What exported programs check before a conversion."""
     assert dtype in (None, q.dtype), f"expected {dtype}, got {q.dtype}"
 
@@ -111,7 +125,8 @@ def _allclose(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> bool:
 
 @QTensor.implements(Tensor.data_ptr)
 def _data_ptr(q: QTensor) -> int:
-    """Where the first field is: tells tensors apart, as for plain ones, though nothing of `q`'s dtype is there."""
+    """Where the first field is: tells tensors apart, as for plain ones, though nothing of `q`'s
+    dtype is there."""
     return q.__dict__[q._data[0]].data_ptr()
 
 
@@ -120,7 +135,7 @@ def _nbytes(q: QTensor) -> int:
     return sum(t.nbytes for t in q.tensors().values())
 
 
-# ------------------------------------------------------------------------------------------ cuts
+# --- cuts
 
 EACH = (None, 1, (1, 1))  # dimensions whose indices can be taken one by one
 
@@ -156,10 +171,14 @@ def _cut(q: QTensor, dim: int, start: int, stop: int) -> QTensor:
         starts_well = start % logical == 0 or (one_block and not isinstance(rule, tuple))
         if not starts_well or not (stop % logical == 0 or stop == size or one_block):
             raise UnsupportedOpError(
-                f"cannot cut [{start}:{stop}] out of dimension {seen} (size {size}) of a {type(q).__name__}: its {name} "
-                f"belong to {logical} elements each there, so cuts fall on multiples of {logical}. Call .dequantize() first."
+                f"cannot cut [{start}:{stop}] out of dimension {seen} (size {size}) of a "
+                f"{type(q).__name__}: its {name} "
+                f"belong to {logical} elements each there, so cuts fall on multiples of "
+                f"{logical}. Call .dequantize() first."
             )
-        fields[name] = t.narrow(dim, first * stored, max(last - first, 0) * stored if stop > start else 0)
+        fields[name] = t.narrow(
+            dim, first * stored, max(last - first, 0) * stored if stop > start else 0
+        )
     return q.rebuild(shape=_with(q.shape, seen, max(stop - start, 0)), **fields)
 
 
@@ -172,7 +191,9 @@ def _slice(q: QTensor, dim: int = 0, start: Any = None, end: Any = None, step: i
     size = q.shape[dim]
     start, stop, _ = slice(start, end).indices(size)
     if step != 1:
-        raise UnsupportedOpError(f"a {type(q).__name__} is sliced with step 1, got {step}; call .dequantize() first")
+        raise UnsupportedOpError(
+            f"a {type(q).__name__} is sliced with step 1, got {step}; call .dequantize() first"
+        )
     return _cut(q, dim, start, max(start, stop))
 
 
@@ -188,8 +209,15 @@ def _select(q: QTensor, dim: int, index: int) -> QTensor:
     if not -size <= index < size:
         raise IndexError(f"index {index} is out of range for dimension {seen} of size {size}")
     layout = q.field_layout()
-    if q.dim() < 3 or canonical >= q.dim() - 2 or any(d[canonical] not in EACH for d in layout.values()):
-        raise UnsupportedOpError(f"{type(q).__name__}: select works on leading dimensions of (E, N, K) weights; call .dequantize() first")
+    if (
+        q.dim() < 3
+        or canonical >= q.dim() - 2
+        or any(d[canonical] not in EACH for d in layout.values())
+    ):
+        raise UnsupportedOpError(
+            f"{type(q).__name__}: select works on leading dimensions of (E, N, K) weights; call "
+            f".dequantize() first"
+        )
     fields = {
         name: q.__dict__[name].select(canonical, 0 if dims[canonical] is None else index % size)
         for name, dims in layout.items()
@@ -221,16 +249,30 @@ def _index_select(q: QTensor, dim: int, index: Tensor) -> QTensor:
     seen, canonical = _canonical(q, dim)
     dims = {name: d[canonical] for name, d in q.field_layout().items()}
     if any(d not in EACH for d in dims.values()):
-        raise UnsupportedOpError(f"{type(q).__name__}: index_select works on unblocked dimensions; call .dequantize() first")
-    fields = {name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index) for name, d in dims.items()}
+        raise UnsupportedOpError(
+            f"{type(q).__name__}: index_select works on unblocked dimensions; call .dequantize() "
+            f"first"
+        )
+    fields = {
+        name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index)
+        for name, d in dims.items()
+    }
     return q.rebuild(shape=_with(q.shape, seen, len(index)), **fields)
 
 
 @QTensor.implements(aten.index.Tensor)
 def _index(q: QTensor, indices: list[Tensor | None]) -> QTensor:
     """One index of the first dimension: `experts[expert_ids]`."""
-    if len(indices) != 1 or indices[0] is None or indices[0].dim() != 1 or indices[0].dtype == torch.bool:
-        raise UnsupportedOpError(f"a {type(q).__name__} is indexed by one vector of row numbers; call .dequantize() first")
+    if (
+        len(indices) != 1
+        or indices[0] is None
+        or indices[0].dim() != 1
+        or indices[0].dtype == torch.bool
+    ):
+        raise UnsupportedOpError(
+            f"a {type(q).__name__} is indexed by one vector of row numbers; call .dequantize() "
+            f"first"
+        )
     return _index_select(q, 0, indices[0])
 
 
@@ -240,19 +282,22 @@ def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
     seen, canonical = _canonical(first, dim)
     for part in parts:
         if type(part) is not type(first) or part.metadata() != first.metadata():
-            raise ValueError(f"cat: all parts must have one format; got\n  {first!r}\nand\n  {part!r}")
+            raise ValueError(
+                f"cat: all parts must have one format; got\n  {first!r}\nand\n  {part!r}"
+            )
     parts = [p for p in parts if p.shape[seen]] or [first]
     fields, total = {}, sum(p.shape[seen] for p in parts)
     for name, dims in parts[0].field_layout().items():
         tensors = [p.__dict__[name] for p in parts]
         pair = dims[canonical]
         block = pair[0] if isinstance(pair, tuple) else pair
-        ragged = block is not None and any(p.shape[seen] % block for p in parts[:-1])
+        ragged = any(p.shape[seen] % block for p in parts[:-1]) if block else False
         if pair is None or ragged:
             shared = all(torch.equal(t, tensors[0]) for t in tensors[1:])
-            if not shared or (ragged and (isinstance(pair, tuple) or total > block)):
+            if not shared or (ragged and (isinstance(pair, tuple) or total > (block or 0))):
                 raise UnsupportedOpError(
-                    f"cat: parts of a {type(first).__name__} along dimension {seen} cannot be joined: {name} differs between "
+                    f"cat: parts of a {type(first).__name__} along dimension {seen} cannot be "
+                    f"joined: {name} differs between "
                     "them or a block ends inside a part. Call .dequantize() first."
                 )
             fields[name] = tensors[0]
@@ -261,7 +306,7 @@ def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
     return parts[0].rebuild(shape=_with(first.shape, seen, total), **fields)
 
 
-# ------------------------------------------------------------------------------------------ shapes
+# --- shapes
 
 
 @QTensor.implements(aten.t.default, aliasing=True)
@@ -275,7 +320,10 @@ def _transpose(q: QTensor, a: int, b: int) -> QTensor:
     if a == b:
         return q.map(lambda t: t)
     if (a, b) != (q.dim() - 2, q.dim() - 1):
-        raise UnsupportedOpError(f"{type(q).__name__}: only the last two dimensions can be swapped; call .dequantize() first")
+        raise UnsupportedOpError(
+            f"{type(q).__name__}: only the last two dimensions can be swapped; call .dequantize() "
+            f"first"
+        )
     shape = torch.Size([*q.shape[:-2], q.shape[-1], q.shape[-2]])
     return q.rebuild(shape=shape, transposed=not q.transposed)
 
@@ -287,14 +335,18 @@ def _permute(q: QTensor, order: list[int]) -> QTensor:
         return q.map(lambda t: t)
     if order == [*plain[:-2], plain[-1], plain[-2]]:
         return _transpose(q, -2, -1)
-    raise UnsupportedOpError(f"{type(q).__name__}: only the last two dimensions can be swapped; call .dequantize() first")
+    raise UnsupportedOpError(
+        f"{type(q).__name__}: only the last two dimensions can be swapped; call .dequantize() first"
+    )
 
 
 @QTensor.implements(aten.unsqueeze.default, aliasing=True)
 def _unsqueeze(q: QTensor, dim: int) -> QTensor:
     dim = dim % (q.dim() + 1)
     if dim > q.dim() - 2:
-        raise UnsupportedOpError(f"{type(q).__name__}: unsqueeze adds leading dimensions only; call .dequantize() first")
+        raise UnsupportedOpError(
+            f"{type(q).__name__}: unsqueeze adds leading dimensions only; call .dequantize() first"
+        )
     return q.map(lambda t: t.unsqueeze(dim), shape=torch.Size([*q.shape[:dim], 1, *q.shape[dim:]]))
 
 
@@ -306,20 +358,30 @@ def _squeeze(q: QTensor, dim: int) -> QTensor:
     return q.map(lambda t: t)
 
 
-@QTensor.implements(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aliasing=True)
+@QTensor.implements(
+    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aliasing=True
+)
 def _view(q: QTensor, shape: list[int]) -> QTensor:
     shape = _resolve(q, list(shape))
     if shape == list(q.shape):
         return q.map(lambda t: t)
     keep = q.field_layout()
     rows = all(d in EACH for dims in keep.values() for d in dims[:-1])
-    if not q.transposed and shape[-1:] == list(q.shape[-1:]) and rows and not any(None in d[:-1] for d in keep.values()):
+    if (
+        not q.transposed
+        and shape[-1:] == list(q.shape[-1:])
+        and rows
+        and not any(None in d[:-1] for d in keep.values())
+    ):
         return q.map(lambda t: t.reshape(*shape[:-1], t.shape[-1]), shape=torch.Size(shape))
     lasts = [d[-1][0] if isinstance(d[-1], tuple) else d[-1] for d in keep.values()]
     whole = all(block is not None and q.shape[-1] % block == 0 for block in lasts)
     if len(shape) == 1 and not q.transposed and rows and whole:
         return q.map(lambda t: t.reshape(-1), shape=torch.Size(shape))
-    raise UnsupportedOpError(f"{type(q).__name__} of shape {tuple(q.shape)} cannot be viewed as {tuple(shape)}; call .dequantize() first")
+    raise UnsupportedOpError(
+        f"{type(q).__name__} of shape {tuple(q.shape)} cannot be viewed as {tuple(shape)}; call "
+        f".dequantize() first"
+    )
 
 
 def _resolve(q: QTensor, shape: list[int]) -> list[int]:
@@ -333,16 +395,28 @@ def _resolve(q: QTensor, shape: list[int]) -> list[int]:
 
 @QTensor.implements(aten.as_strided.default)
 def _as_strided(q: QTensor, size: list[int], stride: list[int], offset: Any = None) -> QTensor:
-    if tuple(size) != tuple(q.shape) or tuple(stride) != tuple(q.stride()) or offset not in (None, 0):
-        raise UnsupportedOpError(f"as_strided of a {type(q).__name__} can only restate its own shape and strides")
+    if (
+        tuple(size) != tuple(q.shape)
+        or tuple(stride) != tuple(q.stride())
+        or offset not in (None, 0)
+    ):
+        raise UnsupportedOpError(
+            f"as_strided of a {type(q).__name__} can only restate its own shape and strides"
+        )
     return q.map(lambda t: t)
 
 
 @QTensor.implements(aten.new_zeros.default, aten.new_empty.default)
-def _new_zeros(q: QTensor, size: list[int], *, dtype: Any = None, device: Any = None, **_: Any) -> QTensor:
-    """A tensor of the same format and another shape; its codes are all zero until they are copied over."""
+def _new_zeros(
+    q: QTensor, size: list[int], *, dtype: Any = None, device: Any = None, **_: Any
+) -> QTensor:
+    """A tensor of the same format and another shape; its codes are all zero until they are copied
+    over."""
     if len(size) != q.dim() or q.transposed:
-        raise UnsupportedOpError(f"new_zeros of a {type(q).__name__} keeps the number of dimensions ({q.dim()}), got size {list(size)}")
+        raise UnsupportedOpError(
+            f"new_zeros of a {type(q).__name__} keeps the number of dimensions ({q.dim()}), got "
+            f"size {list(size)}"
+        )
     fields = {}
     for name, dims in q.field_layout().items():
         t = q.__dict__[name]

@@ -5,8 +5,8 @@ A package registers for each of its configs how one parameter is converted:
     @register_handler(Int4WeightOnlyConfig, modules=(nn.Linear,))
     def _int4(w: Tensor, config: Int4WeightOnlyConfig) -> Tensor: ...
 
-All checks run before anything is changed. When a conversion fails in the middle, every parameter that was swapped is
-put back, so a model is converted as asked or not at all.
+All checks run before anything is changed. When a conversion fails in the middle, every parameter
+that was swapped is put back, so a model is converted as asked or not at all.
 """
 
 import math
@@ -32,8 +32,9 @@ Refuse = Callable[[nn.Module, str, Tensor, Any], str | None]
 
 @dataclass(frozen=True)
 class Handler:
-    """How a config converts a parameter: `convert(weight, config)`; `refuse(module, name, weight, config)` gives the reason
-    when it cannot; `modules` are converted when no rule names anything."""
+    """How a config converts a parameter: `convert(weight, config)`; `refuse(module, name, weight,
+    config)` gives the reason when it cannot; `modules` are converted when no rule names
+    anything."""
 
     convert: Convert
     refuse: Refuse
@@ -64,8 +65,13 @@ def get_handler(config: AOBaseConfig) -> Handler:
     """The handler of a config's exact type; TypeError when none is registered."""
     handler = _HANDLERS.get(type(config))
     if handler is None:
-        known = ", ".join(sorted(t.__name__ for t in _HANDLERS)) or "none: import the package that defines it"
-        raise TypeError(f"nothing knows how to apply {type(config).__name__}; known configs: {known}")
+        known = (
+            ", ".join(sorted(t.__name__ for t in _HANDLERS))
+            or "none: import the package that defines it"
+        )
+        raise TypeError(
+            f"nothing knows how to apply {type(config).__name__}; known configs: {known}"
+        )
     return handler
 
 
@@ -79,22 +85,27 @@ def convert_(
     on_nonfinite: str = "raise",
     progress: bool | None = None,
 ) -> Report:
-    """Convert a model's parameters in place; see `ao_quant.quantize_` for the arguments and what is raised."""
+    """Convert a model's parameters in place; see `ao_quant.quantize_` for the arguments and what is
+    raised."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(config, AOBaseConfig):
         raise TypeError(f"expected a config such as Int4WeightOnlyConfig(), got {config!r}")
     _one_of("tied", tied, ("keep", "untie"))
     _one_of("on_nonfinite", on_nonfinite, ("raise", "keep"))
-    targets = match(model, config, filter_fn=filter_fn, default_modules=lambda c: get_handler(c).modules)
+    targets = match(
+        model, config, filter_fn=filter_fn, default_modules=lambda c: get_handler(c).modules
+    )
     reasons = _reasons(model, targets, tied=tied, on_nonfinite=on_nonfinite)
     errors = [(t, r) for t, (r, fatal) in reasons.items() if fatal]
     if errors and strict:
         lines = "\n".join(f"  {t.fqn}: {reason}" for t, reason in errors[:20])
         more = f"\n  ... and {len(errors) - 20} more" if len(errors) > 20 else ""
         raise ConversionError(
-            f"{len(errors)} of {len(targets)} parameters cannot be converted (nothing was changed):\n{lines}{more}\n"
-            "Exclude them with filter_fn or a None rule, or pass strict=False to leave them as they are.",
+            f"{len(errors)} of {len(targets)} parameters cannot be converted (nothing was "
+            f"changed):\n{lines}{more}\n"
+            "Exclude them with filter_fn or a None rule, or pass strict=False to leave them as "
+            "they are.",
             _report(model, targets, {t: r for t, (r, _) in reasons.items()}, {}),
         )
     todo = [t for t in targets if t not in reasons]
@@ -107,7 +118,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {' or '.join(map(repr, allowed))}, got {value!r}")
 
 
-# ------------------------------------------------------------------------------------------ checks
+# --- checks
 
 
 def _reasons(
@@ -134,7 +145,8 @@ def _reasons(
 def _refusal(target: Target) -> str | None:
     w = target.parameter
     if isinstance(w, QTensor):
-        return f"is quantized already ({type(w).__name__}); load the float weights, or use update_() with new ones"
+        name = type(w).__name__
+        return f"is quantized already ({name}); load the float weights, or update_() this one"
     if w.layout != torch.strided:
         return f"is a sparse tensor ({w.layout}); only dense weights can be converted"
     if not w.is_floating_point():
@@ -152,12 +164,16 @@ def is_finite(w: Tensor) -> bool:
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
-def _refuse_half_ties(model: nn.Module, targets: list[Target], reasons: dict[Target, tuple[str, bool]]) -> None:
+def _refuse_half_ties(
+    model: nn.Module, targets: list[Target], reasons: dict[Target, tuple[str, bool]]
+) -> None:
     """A tied weight is converted in all its places or in none."""
     places: dict[int, list[str]] = {}
     for module_fqn, module in model.named_modules():  # a shared module is one place
         for name, parameter in module._parameters.items():
-            places.setdefault(id(parameter), []).append(f"{module_fqn}.{name}" if module_fqn else name)
+            places.setdefault(id(parameter), []).append(
+                f"{module_fqn}.{name}" if module_fqn else name
+            )
     reached: dict[int, list[Target]] = {}
     for target in targets:
         reached.setdefault(id(target.parameter), []).append(target)
@@ -171,25 +187,29 @@ def _refuse_half_ties(model: nn.Module, targets: list[Target], reasons: dict[Tar
             if missing:
                 others = ", ".join(missing)
                 how = 'name both in the rules to convert both, or pass tied="untie"'
-                reasons[target] = (f"is tied to {others}, which is not converted; {how}", target.exact)
+                reasons[target] = (
+                    f"is tied to {others}, which is not converted; {how}",
+                    target.exact,
+                )
             elif len(configs) > 1:
                 reasons[target] = ("is tied, and its places ask for different configs", True)
 
 
-# ------------------------------------------------------------------------------------------ the swap
+# --- the swap
 
 
 def _swap(targets: list[Target], progress: bool | None) -> dict[Target, nn.Parameter]:
     """Replace each target's parameter; the old ones are returned, or put back if anything fails."""
     old: dict[Target, nn.Parameter] = {}
-    new: dict[int, nn.Parameter] = {}
+    new: dict[tuple[int, AOBaseConfig | None], nn.Parameter] = {}
     try:
         for target in _bar(targets, progress):
             parameter = target.parameter
-            key = hash((id(parameter), target.config))
+            key, config = (id(parameter), target.config), target.config
+            assert config is not None, "rules that say None are no work"
             if key not in new:
                 with torch.no_grad():
-                    converted = get_handler(target.config).convert(parameter.detach(), target.config)  # type: ignore[arg-type]
+                    converted = get_handler(config).convert(parameter.detach(), config)
                 new[key] = nn.Parameter(converted, requires_grad=False)
             old[target] = parameter
             target.module._parameters[target.name] = new[key]
@@ -207,7 +227,7 @@ def _bar(items: list[Target], progress: bool | None) -> Iterable[Target]:
     if progress is False or (progress is None and not (sys.stderr.isatty() and len(items) > 1)):
         return items
     try:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
     except ImportError as error:
         if progress:
             raise ImportError("progress=True needs tqdm: pip install tqdm") from error
@@ -216,7 +236,10 @@ def _bar(items: list[Target], progress: bool | None) -> Iterable[Target]:
 
 
 def _report(
-    model: nn.Module, targets: list[Target], reasons: dict[Target, str], old: dict[Target, nn.Parameter]
+    model: nn.Module,
+    targets: list[Target],
+    reasons: dict[Target, str],
+    old: dict[Target, nn.Parameter],
 ) -> Report:
     rows, counted = [], set()
     for target in targets:
@@ -226,10 +249,23 @@ def _report(
         if target in reasons:
             status, what, after = "skipped", reasons[target], before
         else:
-            status, what, after = "converted" if first else "tied", _describe(target.parameter), target.parameter
+            status, what, after = (
+                "converted" if first else "tied",
+                _describe(target.parameter),
+                target.parameter,
+            )
         sizes = (_bytes(before), _bytes(after)) if first else (0, 0)
         shape = tuple(before.shape)
-        rows.append(Row(fqn=target.fqn, status=status, what=what, shape=shape, bytes_before=sizes[0], bytes_after=sizes[1]))
+        rows.append(
+            Row(
+                fqn=target.fqn,
+                status=status,
+                what=what,
+                shape=shape,
+                bytes_before=sizes[0],
+                bytes_after=sizes[1],
+            )
+        )
     reached = {id(t.parameter) for t in targets} | counted
     rest = [*model.parameters(), *model.buffers()]
     return Report(rows=rows, untouched_bytes=sum(_bytes(t) for t in rest if id(t) not in reached))

@@ -1,4 +1,5 @@
-"""int4 weights: the configs. The tensor is IntxTensor with bits=4 (intx.py); docs/formats.md has its bytes.
+"""int4 weights: the configs. The tensor is IntxTensor with bits=4 (intx.py); docs/formats.md has
+its bytes.
 
 Its kernels are ao_kernels' int4_linear and int8_dynamic_int4_linear.
 """
@@ -15,6 +16,8 @@ from ao_core.transform import register_handler
 from .intx import IntxTensor, check_intx_config
 from .weight import refuse
 
+INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009  absent from torch's stubs
+
 __all__ = ["Int4WeightOnlyConfig", "Int8DynamicActivationInt4WeightConfig"]
 
 
@@ -25,7 +28,8 @@ class Int4WeightOnlyConfig(AOBaseConfig):
 
     group_size  consecutive input features that share a scale; a multiple of 8
     algorithm   "minmax": symmetric, the largest weight of a group sets the scale
-                "hqq": searches scale and a fractional zero for the smallest error; better and slower to convert
+                "hqq": searches scale and a fractional zero for the smallest error; better and
+                slower to convert
     """
 
     group_size: int = 128
@@ -33,13 +37,14 @@ class Int4WeightOnlyConfig(AOBaseConfig):
 
     def __post_init__(self) -> None:
         granularity = PerGroup(self.group_size)
-        check_intx_config("Int4WeightOnlyConfig", torch.int4, granularity, "symmetric", self.algorithm)
+        check_intx_config("Int4WeightOnlyConfig", INT4, granularity, "symmetric", self.algorithm)
 
 
 @register_config
 @dataclass(frozen=True, kw_only=True)
 class Int8DynamicActivationInt4WeightConfig(AOBaseConfig):
-    """int4 weights; activations quantized to int8, asymmetric, one scale a token, on every call ("8da4w").
+    """int4 weights; activations quantized to int8, asymmetric, one scale a token, on every call
+    ("8da4w").
 
     group_size  consecutive input features that share a weight scale; a multiple of 8
     """
@@ -48,12 +53,16 @@ class Int8DynamicActivationInt4WeightConfig(AOBaseConfig):
 
     def __post_init__(self) -> None:
         granularity = PerGroup(self.group_size)
-        check_intx_config("Int8DynamicActivationInt4WeightConfig", torch.int4, granularity, "symmetric", "minmax")
+        check_intx_config(
+            "Int8DynamicActivationInt4WeightConfig", INT4, granularity, "symmetric", "minmax"
+        )
 
 
 @register_handler(Int4WeightOnlyConfig, refuse=refuse)
 def _weight_only(w: Tensor, config: Int4WeightOnlyConfig) -> Tensor:
-    return IntxTensor.from_float(w, bits=4, granularity=PerGroup(config.group_size), algorithm=config.algorithm)
+    return IntxTensor.from_float(
+        w, bits=4, granularity=PerGroup(config.group_size), algorithm=config.algorithm
+    )
 
 
 @register_handler(Int8DynamicActivationInt4WeightConfig, refuse=refuse)

@@ -1,21 +1,28 @@
 """int8 weights: weight-only, and with activations quantized to int8 on every call.
 
-    w ~ code * scale      code in [-127, 127], symmetric; scale float32 a tensor, a row or a group
+w ~ code * scale      code in [-127, 127], symmetric; scale float32 a tensor, a row or a group
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ao_core import numerics
-from ao_core.tensor import register_tensor
 from ao_core.config import AOBaseConfig, register_config
 from ao_core.granularity import Granularity, PerAxis, PerGroup, PerRow, PerTensor
+from ao_core.tensor import register_tensor
 from ao_core.transform import register_handler
 from ao_kernels.ops import int8_dynamic_linear, int8_embedding, int8_linear
 
-from .weight import IntWeight, check_granularity, chunked_rows, group_size_of, joined, refuse, without_trailing
+from .weight import (
+    IntWeight,
+    check_granularity,
+    chunked_rows,
+    group_size_of,
+    joined,
+    refuse,
+    without_trailing,
+)
 
 __all__ = ["Int8DynamicActivationInt8WeightConfig", "Int8Tensor", "Int8WeightOnlyConfig"]
 
@@ -25,19 +32,23 @@ __all__ = ["Int8DynamicActivationInt8WeightConfig", "Int8Tensor", "Int8WeightOnl
 class Int8WeightOnlyConfig(AOBaseConfig):
     """int8 weights, float activations: half the bytes of bfloat16, the safest format.
 
-    granularity: PerRow() (default), PerAxis(0) (the same), PerTensor() or PerGroup(n), n a multiple of 8.
+    granularity: PerRow() (default), PerAxis(0) (the same), PerTensor() or PerGroup(n), n a multiple
+    of 8.
     """
 
     granularity: Granularity = PerRow()
 
     def __post_init__(self) -> None:
-        check_granularity("Int8WeightOnlyConfig", self.granularity, (PerRow, PerAxis, PerTensor, PerGroup))
+        check_granularity(
+            "Int8WeightOnlyConfig", self.granularity, (PerRow, PerAxis, PerTensor, PerGroup)
+        )
 
 
 @register_config
 @dataclass(frozen=True, kw_only=True)
 class Int8DynamicActivationInt8WeightConfig(AOBaseConfig):
-    """int8 weights and int8 activations, one scale a token, found on every call: the fastest at many tokens.
+    """int8 weights and int8 activations, one scale a token, found on every call: the fastest at
+    many tokens.
 
     granularity of the weight: PerRow() (default), PerAxis(0) (the same) or PerTensor().
     """
@@ -45,7 +56,9 @@ class Int8DynamicActivationInt8WeightConfig(AOBaseConfig):
     granularity: Granularity = PerRow()
 
     def __post_init__(self) -> None:
-        check_granularity("Int8DynamicActivationInt8WeightConfig", self.granularity, (PerRow, PerAxis, PerTensor))
+        check_granularity(
+            "Int8DynamicActivationInt8WeightConfig", self.granularity, (PerRow, PerAxis, PerTensor)
+        )
 
 
 @register_tensor
@@ -63,7 +76,9 @@ class Int8Tensor(IntWeight):
             whole = numerics.choose_int8_scale(w.reshape(1, -1), group_size=w.numel())
         codes, scales = [], []
         for rows in chunked_rows(w):
-            scale = numerics.choose_int8_scale(rows, group_size=group_size) if whole is None else whole
+            scale = (
+                numerics.choose_int8_scale(rows, group_size=group_size) if whole is None else whole
+            )
             codes.append(numerics.quantize_int8(rows, scale, group_size=group_size))
             scales.append(scale)
         scale = joined(scales, w, trailing) if whole is None else whole.reshape((1,) * len(shape))
@@ -78,7 +93,9 @@ class Int8Tensor(IntWeight):
         )
 
     def requantize(self, w: Tensor) -> "Int8Tensor":
-        return self.from_float(w.to(self.dtype), granularity=self._granularity(), activation=self.activation)
+        return self.from_float(
+            w.to(self.dtype), granularity=self._granularity(), activation=self.activation
+        )
 
     def _granularity(self) -> Granularity:
         plain = self.flat()
@@ -88,7 +105,9 @@ class Int8Tensor(IntWeight):
 
     def dequantize(self) -> Tensor:
         plain = self.flat()
-        w = numerics.dequantize_int8(plain.codes, plain.scale, group_size=self.group_size, dtype=self.dtype)
+        w = numerics.dequantize_int8(
+            plain.codes, plain.scale, group_size=self.group_size, dtype=self.dtype
+        )
         return w.mT if self.transposed else w.reshape(self.shape)
 
     def code_rule(self) -> tuple[int, int]:
@@ -104,7 +123,9 @@ class Int8Tensor(IntWeight):
 
     def describe(self) -> str:
         """The format in a few words, for reports."""
-        kind = {PerTensor: "tensor", PerRow: "row"}.get(type(self._granularity()), f"group {self.group_size}")
+        kind = {PerTensor: "tensor", PerRow: "row"}.get(
+            type(self._granularity()), f"group {self.group_size}"
+        )
         return f"int8 {kind}" + (", int8 activations" if self.activation else "")
 
 

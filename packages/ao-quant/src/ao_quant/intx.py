@@ -1,6 +1,8 @@
-"""Weights of 1 to 8 bits, packed: weight-only, and with activations quantized to int8 on every call.
+"""Weights of 1 to 8 bits, packed: weight-only, and with activations quantized to int8 on every
+call.
 
-    w ~ (code - zero) * scale      code in [0, 2**bits - 1]; zero is 2**(bits-1) where none is stored
+    w ~ (code - zero) * scale      code in [0, 2**bits - 1]; zero is 2**(bits-1) where none is
+                                   stored
 
 Four bits have configs of their own in int4.py; the tensor is the same.
 """
@@ -11,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ao_core import numerics
-from ao_core.tensor import register_tensor
 from ao_core.config import AOBaseConfig, register_config
 from ao_core.errors import ConfigError
 from ao_core.granularity import Granularity, PerAxis, PerGroup, PerRow
 from ao_core.packing import pack, unpack
+from ao_core.tensor import register_tensor
 from ao_core.transform import register_handler
 from ao_kernels.ops import (
     int4_linear,
@@ -25,7 +27,15 @@ from ao_kernels.ops import (
     intx_linear,
 )
 
-from .weight import IntWeight, check_granularity, chunked_rows, group_size_of, joined, refuse, without_trailing
+from .weight import (
+    IntWeight,
+    check_granularity,
+    chunked_rows,
+    group_size_of,
+    joined,
+    refuse,
+    without_trailing,
+)
 
 __all__ = ["Int8DynamicActivationIntxWeightConfig", "IntxTensor", "IntxWeightOnlyConfig"]
 
@@ -33,15 +43,22 @@ BITS = {getattr(torch, f"int{bits}"): bits for bits in range(1, 9)}
 ALGORITHMS = ("minmax", "hqq")
 
 
-def check_intx_config(config: str, dtype: torch.dtype, granularity: Granularity, mapping: str, algorithm: str) -> None:
+def check_intx_config(
+    config: str, dtype: torch.dtype, granularity: Granularity, mapping: str, algorithm: str
+) -> None:
     """ConfigError for any value that no integer weight can have."""
     if dtype not in BITS:
         raise ConfigError(f"{config}: weight_dtype is torch.int1 to torch.int8, got {dtype!r}")
     check_granularity(config, granularity, (PerGroup, PerRow, PerAxis))
     if mapping not in numerics.MAPPINGS:
-        raise ConfigError(f"{config}: the mapping type is {' or '.join(map(repr, numerics.MAPPINGS))}, got {mapping!r}")
+        raise ConfigError(
+            f"{config}: the mapping type is {' or '.join(map(repr, numerics.MAPPINGS))}, got "
+            f"{mapping!r}"
+        )
     if algorithm not in ALGORITHMS:
-        raise ConfigError(f"{config}: algorithm is {' or '.join(map(repr, ALGORITHMS))}, got {algorithm!r}")
+        raise ConfigError(
+            f"{config}: algorithm is {' or '.join(map(repr, ALGORITHMS))}, got {algorithm!r}"
+        )
 
 
 @register_config
@@ -52,7 +69,8 @@ class IntxWeightOnlyConfig(AOBaseConfig):
     weight_dtype  torch.int1 to torch.int8
     granularity   PerRow(), PerAxis(0) (the same) or PerGroup(n), n a multiple of 8
     mapping_type  "symmetric" (no zero point) or "asymmetric"; "hqq" chooses its own zero
-    algorithm     "minmax" (from the extremes) or "hqq" (searches scale and zero for the smallest error)
+    algorithm     "minmax" (from the extremes) or "hqq" (searches scale and zero for the smallest
+                  error)
     """
 
     weight_dtype: torch.dtype = torch.int8
@@ -61,13 +79,20 @@ class IntxWeightOnlyConfig(AOBaseConfig):
     algorithm: str = "minmax"
 
     def __post_init__(self) -> None:
-        check_intx_config("IntxWeightOnlyConfig", self.weight_dtype, self.granularity, self.mapping_type, self.algorithm)
+        check_intx_config(
+            "IntxWeightOnlyConfig",
+            self.weight_dtype,
+            self.granularity,
+            self.mapping_type,
+            self.algorithm,
+        )
 
 
 @register_config
 @dataclass(frozen=True, kw_only=True)
 class Int8DynamicActivationIntxWeightConfig(AOBaseConfig):
-    """Weights of 1 to 8 bits; activations quantized to int8, asymmetric, one scale a token, on every call.
+    """Weights of 1 to 8 bits; activations quantized to int8, asymmetric, one scale a token, on
+    every call.
 
     weight_dtype         torch.int1 to torch.int8
     weight_granularity   PerRow(), PerAxis(0) (the same) or PerGroup(n), n a multiple of 8
@@ -82,7 +107,13 @@ class Int8DynamicActivationIntxWeightConfig(AOBaseConfig):
 
     def __post_init__(self) -> None:
         name = "Int8DynamicActivationIntxWeightConfig"
-        check_intx_config(name, self.weight_dtype, self.weight_granularity, self.weight_mapping_type, self.algorithm)
+        check_intx_config(
+            name,
+            self.weight_dtype,
+            self.weight_granularity,
+            self.weight_mapping_type,
+            self.algorithm,
+        )
 
 
 @register_tensor
@@ -112,19 +143,22 @@ class IntxTensor(IntWeight):
         shape, (w, trailing) = w.shape, without_trailing(w)
         group_size = group_size_of(granularity, w.shape[-1])
         codes, scales, zeros = [], [], []
+        zero: Tensor | None
         for rows in chunked_rows(w):
             if algorithm == "hqq":
                 scale, zero = numerics.optimize_intx_qparams(rows, bits=bits, group_size=group_size)
             else:
-                scale, zero = numerics.choose_intx_qparams(rows, bits=bits, group_size=group_size, mapping=mapping)
+                scale, zero = numerics.choose_intx_qparams(
+                    rows, bits=bits, group_size=group_size, mapping=mapping
+                )
             values = numerics.quantize_intx(rows, scale, zero, bits=bits, group_size=group_size)
             codes.append(pack(values, bits, pad=2 ** (bits - 1)))
             scales.append(scale)
-            zeros.append(zero)
+            zeros += [] if zero is None else [zero]
         return cls(
             codes=joined(codes, w, trailing),
             scale=joined(scales, w, trailing),
-            zero=None if zeros[0] is None else joined(zeros, w, trailing),
+            zero=joined(zeros, w, trailing) if zeros else None,
             group_size=group_size,
             activation=activation,
             trailing=trailing,
@@ -147,10 +181,16 @@ class IntxTensor(IntWeight):
 
     def dequantize(self) -> Tensor:
         plain = self.flat()
+        assert isinstance(plain, IntxTensor)
         length = plain.shape[-2] if self.transposed else plain.shape[-1]
         codes = unpack(plain.codes, self.bits, length)
         w = numerics.dequantize_intx(
-            codes, plain.scale, plain.zero, bits=self.bits, group_size=self.group_size, dtype=self.dtype
+            codes,
+            plain.scale,
+            plain.zero,
+            bits=self.bits,
+            group_size=self.group_size,
+            dtype=self.dtype,
         )
         return w.mT if self.transposed else w.reshape(self.shape)
 
@@ -161,14 +201,27 @@ class IntxTensor(IntWeight):
         if self.activation is None:
             if self.bits == 4:
                 return int4_linear(x, self.codes, self.scale, self.zero, self.group_size, bias)
-            return intx_linear(x, self.codes, self.scale, self.zero, self.bits, self.group_size, bias)
+            return intx_linear(
+                x, self.codes, self.scale, self.zero, self.bits, self.group_size, bias
+            )
         if self.bits == 4:
-            return int8_dynamic_int4_linear(x, self.codes, self.scale, self.zero, self.group_size, bias)
-        return int8_dynamic_intx_linear(x, self.codes, self.scale, self.zero, self.bits, self.group_size, bias)
+            return int8_dynamic_int4_linear(
+                x, self.codes, self.scale, self.zero, self.group_size, bias
+            )
+        return int8_dynamic_intx_linear(
+            x, self.codes, self.scale, self.zero, self.bits, self.group_size, bias
+        )
 
     def rows(self, indices: Tensor) -> Tensor:
         return intx_embedding(
-            indices, self.codes, self.scale, self.zero, self.bits, self.group_size, self.shape[-1], self.dtype
+            indices,
+            self.codes,
+            self.scale,
+            self.zero,
+            self.bits,
+            self.group_size,
+            self.shape[-1],
+            self.dtype,
         )
 
     def describe(self) -> str:

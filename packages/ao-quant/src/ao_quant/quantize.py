@@ -23,20 +23,31 @@ def quantize_(
 ) -> Report:
     """Quantize a model's weights in place.
 
-    model      any module; its parameters are replaced by quantized ones, its modules stay what they are
-    config     what to do, such as Int4WeightOnlyConfig(), for every linear; or FqnToConfig({name or pattern: config})
+    model      any module; its parameters are replaced by quantized ones, its modules stay what they
+               are
+    config     what to do, such as Int4WeightOnlyConfig(), for every linear; or FqnToConfig({name or
+               pattern: config})
     filter_fn  (module, name) -> bool: which modules to convert instead of every linear
-    strict     True: a layer that cannot be converted is an error; False: it is left alone and the report says why
-    tied       "keep": a tied weight is converted in all its places, which rules must then name, or left alone;
+    strict     True: a layer that cannot be converted is an error; False: it is left alone and the
+               report says why
+    tied       "keep": a tied weight is converted in all its places, which rules must then name, or
+               left alone;
                "untie": only the places that rules name are converted, and the tie ends
     on_nonfinite  "raise", or "keep" to leave weights with NaN or inf as they are
     progress   None: a bar on a terminal when the work is long (needs tqdm); True or False to force
 
     Returns a Report of every weight that a rule reached.
 
-    Raises ConversionError (a ValueError) when a rule matches nothing, or a layer cannot be converted and `strict`;
-    ConfigError (a ValueError) or TypeError for a bad config. Whenever it raises, the model is as it was.
+    Raises ConversionError (a ValueError) when a rule matches nothing, or a layer cannot be
+    converted and `strict`; ConfigError (a ValueError) or TypeError for a bad config. Whenever it
+    raises, the model is as it was.
     """
     return convert_(
-        model, config, filter_fn, strict=strict, tied=tied, on_nonfinite=on_nonfinite, progress=progress
+        model,
+        config,
+        filter_fn,
+        strict=strict,
+        tied=tied,
+        on_nonfinite=on_nonfinite,
+        progress=progress,
     )

@@ -1,7 +1,8 @@
 """IntWeight: what all integer weights have in common, as tensors and as operands.
 
-Letters: N output features, K input features, G groups, E experts. The weight is (N, K); experts are (E, N, K); a
-1x1 convolution is (N, K, 1, 1), with as many trailing ones as it has spatial dimensions.
+Letters: N output features, K input features, G groups, E experts. The weight is (N, K); experts are
+(E, N, K); a 1x1 convolution is (N, K, 1, 1), with as many trailing ones as it has spatial
+dimensions.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ao_core.config import AOBaseConfig
 from ao_core.errors import ConfigError, UnsupportedOpError
-from ao_core.granularity import Granularity, PerAxis, PerGroup, PerRow, PerTensor
+from ao_core.granularity import Granularity, PerAxis, PerGroup
 from ao_core.tensor import Dim, QTensor
 
 __all__ = ["IntWeight", "check_granularity", "group_size_of", "refuse"]
@@ -27,7 +28,8 @@ class IntWeight(QTensor):
 
     codes       (..., N, bytes of K codes)           scale   (..., N or 1, G)
     group_size  input features that share a scale; at least K when a row has one scale
-    activation  None (weight-only), or how activations are quantized on every call: "int8_symmetric", "int8_asymmetric"
+    activation  None (weight-only), or how activations are quantized on every call:
+                "int8_symmetric", "int8_asymmetric"
     trailing    trailing dimensions of size 1 (convolutions)
     """
 
@@ -54,9 +56,13 @@ class IntWeight(QTensor):
     def field_layout(self) -> dict[str, tuple[Dim, ...]]:
         ones: tuple[Dim, ...] = (1,) * self.trailing
         lead = (1,) * (self.codes.dim() - 1 - self.trailing)
-        shared = tuple(None if self.scale.shape[d] < self.codes.shape[d] else 1 for d in range(len(lead)))
+        shared = tuple(
+            None if self.scale.shape[d] < self.codes.shape[d] else 1 for d in range(len(lead))
+        )
         dims: dict[str, tuple[Dim, ...]] = {"codes": (*lead, self.code_rule(), *ones)}
-        return dims | {name: (*shared, self.group_size, *ones) for name in self.tensors() if name != "codes"}
+        return dims | {
+            name: (*shared, self.group_size, *ones) for name in self.tensors() if name != "codes"
+        }
 
     def flat(self) -> "IntWeight":
         """The same weight without the trailing dimensions of a convolution."""
@@ -67,7 +73,8 @@ class IntWeight(QTensor):
         return self.map(lambda t: t.reshape(t.shape[:end]), shape=shape, trailing=0)  # type: ignore[return-value]
 
 
-# ------------------------------------------------------------------------------------------ conversion
+# ------------------------------------------------------------------------------------------
+# conversion
 
 
 def chunked_rows(w: Tensor) -> Sequence[Tensor]:
@@ -77,22 +84,28 @@ def chunked_rows(w: Tensor) -> Sequence[Tensor]:
 
 
 def joined(parts: list[Tensor], like: Tensor, trailing: int) -> Tensor:
-    """Row pieces (R, n) -> (..., N, n) with the leading dimensions of `like` and `trailing` ones."""
+    """Row pieces (R, n) -> (..., N, n) with the leading dimensions of `like` and `trailing`
+    ones."""
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return whole.reshape(*like.shape[:-1], whole.shape[-1], *(1,) * trailing)
 
 
 def without_trailing(w: Tensor) -> tuple[Tensor, int]:
-    """(N, K, 1, 1) -> (N, K), 2. A weight is a convolution's when it has three or more dimensions that end in ones."""
+    """(N, K, 1, 1) -> (N, K), 2. A weight is a convolution's when it has three or more dimensions
+    that end in ones."""
     trailing = 0
     while w.dim() > 2 and w.shape[-1] == 1 and (trailing or w.dim() > 3 or w.shape[-2] > 1):
         w, trailing = w[..., 0], trailing + 1
     return w, trailing
 
 
-def check_granularity(config: str, granularity: Granularity, allowed: tuple[type[Granularity], ...]) -> None:
+def check_granularity(
+    config: str, granularity: Granularity, allowed: tuple[type[Granularity], ...]
+) -> None:
     """ConfigError unless the granularity is one that the config can apply."""
-    good = isinstance(granularity, allowed) and not (isinstance(granularity, PerAxis) and granularity.axis != 0)
+    good = isinstance(granularity, allowed) and not (
+        isinstance(granularity, PerAxis) and granularity.axis != 0
+    )
     if not good:
         names = ", ".join("PerAxis(0)" if kind is PerAxis else kind.__name__ for kind in allowed)
         raise ConfigError(f"{config}: granularity is one of {names}; got {granularity!r}")
@@ -108,7 +121,9 @@ def group_size_of(granularity: Granularity, length: int) -> int:
 def refuse(module: nn.Module, name: str, w: Tensor, config: AOBaseConfig) -> str | None:
     """Why a parameter cannot become an integer weight, or None."""
     if w.dtype not in WEIGHT_DTYPES:
-        return f"has dtype {w.dtype}; float32, bfloat16, float16 and float64 weights can be quantized"
+        return (
+            f"has dtype {w.dtype}; float32, bfloat16, float16 and float64 weights can be quantized"
+        )
     if w.dim() < 2:
         return f"has shape {tuple(w.shape)}; a weight has at least the dimensions (N, K)"
     if isinstance(module, nn.RNNBase):
@@ -116,20 +131,26 @@ def refuse(module: nn.Module, name: str, w: Tensor, config: AOBaseConfig) -> str
     if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
         if module.transposed or module.groups != 1 or any(k != 1 for k in module.kernel_size):
             size = "x".join(map(str, module.kernel_size))
-            return f"is a {type(module).__name__} with a {size} kernel and {module.groups} groups; only 1x1 convolutions with groups=1 are linear"
+            return (
+                f"is a {type(module).__name__} with a {size} kernel and {module.groups} groups; "
+                "only 1x1 convolutions with groups=1 are linear"
+            )
     elif w.dim() > 3:
         return f"has shape {tuple(w.shape)}; weights are (N, K), or (E, N, K) for experts"
     return None
 
 
-# ------------------------------------------------------------------------------------------ as an operand
+# --- as an operand
 
 aten = torch.ops.aten
 
 
 def _needs(w: Any, what: str) -> None:
     if not isinstance(w, IntWeight):
-        raise UnsupportedOpError(f"{what} with a quantized tensor on the other side is not defined; call .dequantize() on it first")
+        raise UnsupportedOpError(
+            f"{what} with a quantized tensor on the other side is not defined; call .dequantize() "
+            f"on it first"
+        )
 
 
 @IntWeight.implements(F.linear)
@@ -143,7 +164,9 @@ def _untransposed_linear(x: Any, w: Any, bias: Any) -> Tensor:
     _needs(w, "linear")
     if bias is not None and isinstance(bias, QTensor):
         raise UnsupportedOpError("a quantized bias is not defined; leave biases in float")
-    y = x @ w.dequantize().mT  # w is the transposed view of an (N, K) weight: the product that gradients need
+    y = (
+        x @ w.dequantize().mT
+    )  # w is the transposed view of an (N, K) weight: the product that gradients need
     return y if bias is None else y + bias
 
 
@@ -151,7 +174,9 @@ def _untransposed_linear(x: Any, w: Any, bias: Any) -> Tensor:
 def _mm(a: Any, b: Any) -> Tensor:
     _needs(b, "a product")
     if b.transposed:
-        return b.rebuild(shape=torch.Size((b.shape[1], b.shape[0])), transposed=False).linear(a, None)
+        return b.rebuild(shape=torch.Size((b.shape[1], b.shape[0])), transposed=False).linear(
+            a, None
+        )
     return a @ b.dequantize()
 
 
@@ -178,11 +203,17 @@ def _bmm(a: Any, b: Any) -> Tensor:
 
 
 @IntWeight.implements(aten._grouped_mm.default)
-def _grouped_mm(a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None) -> Tensor:
-    """(T, K) x (E, K, N) with the tokens sorted by expert: rows offs[e-1] to offs[e] meet expert e."""
+def _grouped_mm(
+    a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> Tensor:
+    """(T, K) x (E, K, N) with the tokens sorted by expert: rows offs[e-1] to offs[e] meet expert
+    e."""
     _needs(b, "a grouped product")
     if offs is None or a.dim() != 2 or bias is not None:
-        raise UnsupportedOpError("a grouped product with a quantized weight takes 2-D tokens sorted by expert, offs, and no bias")
+        raise UnsupportedOpError(
+            "a grouped product with a quantized weight takes 2-D tokens sorted by expert, offs, "
+            "and no bias"
+        )
     y = a.new_empty(a.shape[0], b.shape[-1], dtype=out_dtype or a.dtype)
     start = 0
     for e, stop in enumerate(offs.tolist()):
@@ -203,7 +234,10 @@ def _embedding(
     sparse: bool = False,
 ) -> Tensor:
     if max_norm is not None:
-        raise UnsupportedOpError("embedding with max_norm rewrites its weight, which a quantized one cannot; leave max_norm=None")
+        raise UnsupportedOpError(
+            "embedding with max_norm rewrites its weight, which a quantized one cannot; leave "
+            "max_norm=None"
+        )
     return weight.rows(input)
 
 
@@ -214,17 +248,31 @@ def _aten_embedding(weight: Any, indices: Tensor, *_: Any) -> Tensor:
 
 def _conv(spatial: int) -> Callable[..., Tensor]:
     def conv(
-        input: Tensor, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+        input: Tensor,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
     ) -> Tensor:
-        """A 1x1 convolution is a linear over channels; a stride skips positions, padding adds zero ones."""
+        """A 1x1 convolution is a linear over channels; a stride skips positions, padding adds zero
+        ones."""
         _needs(weight, "a convolution")
         if groups != 1 or weight.trailing != spatial:
-            raise UnsupportedOpError(f"a quantized conv{spatial}d weight is (N, K{', 1' * spatial}) with groups=1, got {tuple(weight.shape)}")
-        step, pad = ((n,) * spatial if isinstance(n, int) else tuple(n) for n in (stride, 0 if padding in ("valid", "same") else padding))
+            raise UnsupportedOpError(
+                f"a quantized conv{spatial}d weight is (N, K{', 1' * spatial}) with groups=1, got "
+                f"{tuple(weight.shape)}"
+            )
+        step, pad = (
+            (n,) * spatial if isinstance(n, int) else tuple(n)
+            for n in (stride, 0 if padding in ("valid", "same") else padding)
+        )
         if any(pad):
             input = F.pad(input, [n for p in reversed(pad) for n in (p, p)])
         channels = input.dim() - 1 - spatial
-        x = input[(..., *(slice(None, None, n) for n in step))].movedim(channels, -1)
+        index: tuple[Any, ...] = (Ellipsis, *(slice(None, None, n) for n in step))
+        x = input[index].movedim(channels, -1)
         return weight.flat().linear(x, bias).movedim(-1, channels)
 
     return conv

@@ -1,4 +1,5 @@
-"""The smallest complete format: int8 rows in plain torch. ao-core's own tests run on it; start a new format from it."""
+"""The smallest complete format: int8 rows in plain torch. ao-core's own tests run on it; start a
+new format from it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ aten = torch.ops.aten
 @register_config
 @dataclass(frozen=True, kw_only=True)
 class ExampleConfig(AOBaseConfig):
-    """int8 rows; weights whose first dimension is in `refuse` sizes are refused, those in `fail` sizes fail half-way."""
+    """int8 rows; weights whose first dimension is in `refuse` sizes are refused, those in `fail`
+    sizes fail half-way."""
 
     refuse: tuple[int, ...] = ()
     fail: tuple[int, ...] = ()

@@ -1,8 +1,9 @@
 """What every op must do, as tests to inherit.
 
-A subclass names the op and yields sample calls; pytest then runs every test below on every kernel that takes
-the call. The op is anything with the interface of ``ao_kernels.Op``: callable, with ``name``, ``reference``, ``overload``,
-``kernels`` (each with ``name``, ``devices``, ``supports``, ``run``) and ``why_not``. Third parties can use it for their own ops.
+A subclass names the op and yields sample calls; pytest then runs every test below on every kernel
+that takes the call. The op is anything with the interface of ``ao_kernels.Op``: callable, with
+``name``, ``reference``, ``overload``, ``kernels`` (each with ``name``, ``devices``, ``supports``,
+``run``) and ``why_not``. Third parties can use it for their own ops.
 
     class TestInt4Linear(OpContract):
         op = int4_linear
@@ -36,29 +37,34 @@ _DTYPES = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Sample:
-    """One call: a name for failure messages and all arguments of the op in order, the activations first."""
+    """One call: a name for failure messages and all arguments of the op in order, the activations
+    first."""
 
     name: str
     args: tuple[Any, ...]
 
 
 class OpContract:
-    """Inherit, set ``op``, define ``samples`` and ``magnitude``; override the other hooks where the defaults do not fit."""
+    """Inherit, set ``op``, define ``samples`` and ``magnitude``; override the other hooks where the
+    defaults do not fit."""
 
     op: Any
     has_gradient = True
     rows_are_tokens = True  # (..., K) activations, of which each row gives one row of the result
-    # Rounding errors of a float32 sum in any order stay below this, times the sum of absolute values.
+    # Rounding errors of a float32 sum in any order stay below this, times the sum of absolute
+    # values.
     sum_error = 32 * 2.0**-24
 
-    # ------------------------------------------------------------ hooks
+    # --- hooks
 
     def samples(self, dtype: torch.dtype) -> Iterator[Sample]:
-        """Calls with activations of ``dtype``; the first is ordinary and small, the others go to the corners."""
+        """Calls with activations of ``dtype``; the first is ordinary and small, the others go to
+        the corners."""
         raise NotImplementedError
 
     def magnitude(self, args: tuple[Any, ...]) -> Tensor:
-        """Float64, shaped like the result: the sum of the absolute values of all that is added up for an element."""
+        """Float64, shaped like the result: the sum of the absolute values of all that is added up
+        for an element."""
         raise NotImplementedError
 
     def expected(self, args: tuple[Any, ...]) -> Tensor:
@@ -79,7 +85,7 @@ class OpContract:
         tiny = torch.finfo(self.op.reference(*args).dtype).smallest_normal
         return eps * expected.abs() + self.sum_error * self.magnitude(args) + tiny
 
-    # ------------------------------------------------------------ numbers
+    # --- numbers
 
     @_DTYPES
     def test_every_kernel_matches_the_float64_reference(self, dtype: torch.dtype) -> None:
@@ -95,7 +101,8 @@ class OpContract:
                 )
                 excess = (y.double() - expected).abs() - bound
                 assert not (excess > 0).any() and not excess.isnan().any(), (
-                    f"{where}: error exceeds its bound by {excess.max():.3g} (|y| up to {expected.abs().max():.3g})"
+                    f"{where}: error exceeds its bound by {excess.max():.3g} (|y| up to "
+                    f"{expected.abs().max():.3g})"
                 )
                 n_checked += 1
         assert n_checked, "no sample was checked"
@@ -152,7 +159,7 @@ class OpContract:
         ]
         self._match((x, *strided))
 
-    # ------------------------------------------------------------ repeatability
+    # --- repeatability
 
     @_DTYPES
     def test_bits_repeat_on_any_number_of_threads(self, dtype: torch.dtype) -> None:
@@ -206,7 +213,7 @@ class OpContract:
         assert done[0], "the call in the child did not return"
         assert os.waitstatus_to_exitcode(done[1]) == 0
 
-    # ------------------------------------------------------------ the rest of torch
+    # --- the rest of torch
 
     @_DTYPES
     def test_opcheck(self, dtype: torch.dtype) -> None:
@@ -228,7 +235,7 @@ class OpContract:
         x, *others = self._first(torch.bfloat16)
 
         class Module(torch.nn.Module):
-            def forward(_, x: Tensor) -> Tensor:  # noqa: N805
+            def forward(_, x: Tensor) -> Tensor:
                 return self.op(x, *others)
 
         with torch.no_grad():
@@ -279,7 +286,7 @@ class OpContract:
         reasons = self.op.why_not(*self._first(torch.bfloat16))
         assert all(isinstance(reason, str) and reason for reason in reasons.values())
 
-    # ------------------------------------------------------------ internals
+    # --- internals
 
     def _first(self, dtype: torch.dtype) -> tuple[Any, ...]:
         return next(iter(self.samples(dtype))).args

@@ -1,13 +1,15 @@
-"""Sharding checks that every quantized tensor must pass, run by two gloo processes over the loopback.
+"""Sharding checks that every quantized tensor must pass, run by two gloo processes over the
+loopback.
 
     def test_sharding():
         run_two_processes(check_formats, {"int8": make_int8, ...})
 
-`make` functions must be picklable (module-level functions or functools.partial): the processes are spawned.
+`make` functions must be picklable (module-level functions or functools.partial): the processes are
+spawned.
 """
 
 import os
-import socket
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -25,17 +27,19 @@ Make = Callable[[Tensor], QTensor]
 
 
 def run_two_processes(fn: Callable[..., None], *args: Any) -> None:
-    """Call `fn(*args)` in two processes that form a gloo group; an exception in either is raised here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, args=(port, fn, args), nprocs=WORLD)
+    """Call `fn(*args)` in two processes that form a gloo group; an exception in either is raised
+    here."""
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # a file to meet at: no port that another may take
+        store = f"file://{folder}/store"
+        torch.multiprocessing.spawn(_worker, args=(store, fn, args), nprocs=WORLD)
 
 
-def _worker(rank: int, port: int, fn: Callable[..., None], args: tuple[Any, ...]) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+def _worker(rank: int, store: str, fn: Callable[..., None], args: tuple[Any, ...]) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
     try:
         fn(*args)
     finally:
@@ -49,7 +53,9 @@ def check_formats(makers: dict[str, Make]) -> None:
             try:
                 check(make)
             except Exception as error:
-                raise AssertionError(f"{check.__name__} of {name} on rank {dist.get_rank()}: {error}") from error
+                raise AssertionError(
+                    f"{check.__name__} of {name} on rank {dist.get_rank()}: {error}"
+                ) from error
 
 
 def _values(*shape: int, seed: int) -> Tensor:
@@ -72,14 +78,17 @@ def check_columns(make: Make) -> None:
 
 
 def check_rows(make: Make) -> None:
-    """Input features split over the ranks: partial sums, equal to the whole up to the order of a sum and, where
-    activations are quantized, up to each rank's own activation scale."""
+    """Input features split over the ranks: partial sums, equal to the whole up to the order of a
+    sum and, where activations are quantized, up to each rank's own activation scale."""
     from torch.distributed.tensor import Shard, distribute_tensor
 
     q, x = make(_values(32, 128, seed=0)), _values(5, 128, seed=1)
     sharded = distribute_tensor(q, _mesh(), [Shard(1)])
     assert sharded.to_local().shape == (32, 64)
-    y, exact = F.linear(distribute_tensor(x, _mesh(), [Shard(1)]), sharded).full_tensor(), x @ q.dequantize().T
+    y, exact = (
+        F.linear(distribute_tensor(x, _mesh(), [Shard(1)]), sharded).full_tensor(),
+        x @ q.dequantize().T,
+    )
     dynamic = getattr(q, "activation", None) is not None
     assert (y - exact).norm() <= (2e-2 if dynamic else 1e-6) * exact.norm()
 
@@ -95,7 +104,8 @@ def check_gather(make: Make) -> None:
 
 
 def check_fsdp(make: Make) -> None:
-    """FSDP2: each rank holds half of the codes, forward gathers them, training of the rest works, values are those of one process."""
+    """FSDP2: each rank holds half of the codes, forward gathers them, training of the rest works,
+    values are those of one process."""
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
@@ -114,7 +124,11 @@ def check_fsdp(make: Make) -> None:
         assert torch.equal(y, expected)
         y.sum().backward()
     local = model[0].weight.to_local()
-    assert isinstance(local, QTensor) and local.shape == (16, 128) and local.nbytes < 0.6 * make(_values(32, 128, seed=0)).nbytes
+    assert (
+        isinstance(local, QTensor)
+        and local.shape == (16, 128)
+        and local.nbytes < 0.6 * make(_values(32, 128, seed=0)).nbytes
+    )
     got = [p.grad.full_tensor() for p in model.parameters() if p.grad is not None]
     assert len(got) == 3
     for ours, theirs in zip(got, grads, strict=True):

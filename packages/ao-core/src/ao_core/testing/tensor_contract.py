@@ -1,4 +1,5 @@
-"""QTensorContract: what every quantized tensor must do. A format's test class inherits it and says how to make one.
+"""QTensorContract: what every quantized tensor must do. A format's test class inherits it and says
+how to make one.
 
     class TestInt8(QTensorContract):
         min_sqnr_db = 40
@@ -44,8 +45,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 class QTensorContract:
-    """Subclass, set `min_sqnr_db`, define `make`. `cut` is a multiple of every block along K; `dynamic` formats quantize
-    activations, so their products are compared by SQNR (`min_linear_db`) instead of by rounding bounds."""
+    """Subclass, set `min_sqnr_db`, define `make`. `cut` is a multiple of every block along K;
+    `dynamic` formats quantize activations, so their products are compared by SQNR (`min_linear_db`)
+    instead of by rounding bounds."""
 
     min_sqnr_db: ClassVar[float]
     min_linear_db: ClassVar[float] = 30
@@ -55,7 +57,7 @@ class QTensorContract:
     def make(self, w: Tensor) -> QTensor:
         raise NotImplementedError
 
-    # ---------------------------------------------------------------------------------- values
+    # --- values
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_values_are_close(self, shape: tuple[int, ...]) -> None:
@@ -76,7 +78,7 @@ class QTensorContract:
     def test_same_weight_same_bits(self) -> None:
         assert same(self.make(weight(16, 128)), self.make(weight(16, 128)))
 
-    # ---------------------------------------------------------------------------------- products
+    # --- products
 
     @pytest.mark.parametrize("dtype", list(TOLERANCE))
     @pytest.mark.parametrize("tokens", [(), (1,), (5,), (2, 3), (0,)])
@@ -134,14 +136,26 @@ class QTensorContract:
             assert p.grad is not None and p.grad.abs().sum() > 0
         assert q.grad is None
 
-    # ---------------------------------------------------------------------------------- copies
+    # --- copies
 
     def test_copies_keep_every_bit(self) -> None:
         q = self.make(weight(16, 128))
-        for other in (q.detach(), q.clone(), q.cpu(), q.to("cpu", copy=True), q.contiguous(), copy.deepcopy(q), copy.copy(q)):
+        for other in (
+            q.detach(),
+            q.clone(),
+            q.cpu(),
+            q.to("cpu", copy=True),
+            q.contiguous(),
+            copy.deepcopy(q),
+            copy.copy(q),
+        ):
             assert same(q, other)
-        assert all(q.clone().tensors()[k].data_ptr() != t.data_ptr() for k, t in q.tensors().items())
-        assert all(q.detach().tensors()[k].data_ptr() == t.data_ptr() for k, t in q.tensors().items())
+        assert all(
+            q.clone().tensors()[k].data_ptr() != t.data_ptr() for k, t in q.tensors().items()
+        )
+        assert all(
+            q.detach().tensors()[k].data_ptr() == t.data_ptr() for k, t in q.tensors().items()
+        )
         assert q.data_ptr() == q.detach().data_ptr() != q.clone().data_ptr()
 
     def test_to_dtype_changes_what_it_stands_for(self) -> None:
@@ -201,15 +215,20 @@ class QTensorContract:
         assert half(x.bfloat16()).dtype == torch.bfloat16 and half.weight.dtype == torch.bfloat16
         moved = copy.deepcopy(module).to("meta")
         assert moved.weight.device.type == "meta" and type(moved.weight) is type(module.weight)
-        assert "dtype" in repr(module.weight) and sum(t.nbytes for t in module.weight.tensors().values()) == module.weight.nbytes
+        assert (
+            "dtype" in repr(module.weight)
+            and sum(t.nbytes for t in module.weight.tensors().values()) == module.weight.nbytes
+        )
 
-    # ---------------------------------------------------------------------------------- views
+    # --- views
 
     def test_row_views(self) -> None:
         q = self.make(weight(48, 128))
         w = q.dequantize()
         assert torch.equal(q[8:24].dequantize(), w[8:24])
-        assert torch.equal(q[-8:].dequantize(), w[-8:]) and torch.equal(q[40:99].dequantize(), w[40:99])
+        assert torch.equal(q[-8:].dequantize(), w[-8:]) and torch.equal(
+            q[40:99].dequantize(), w[40:99]
+        )
         assert torch.equal(q.narrow(0, 3, 5).dequantize(), w.narrow(0, 3, 5))
         assert [p.shape[0] for p in q.split(20)] == [20, 20, 8]
         for ours, exact in zip(q.chunk(3), w.chunk(3), strict=True):
@@ -240,7 +259,11 @@ class QTensorContract:
         q = self.make(weight(16, 64))
         w = q.dequantize()
         for ours in (q.t(), q.T, q.mT, q.transpose(0, 1), q.permute(1, 0)):
-            assert ours.shape == (64, 16) and torch.equal(ours.dequantize(), w.t()) and ours.stride() == w.t().stride()
+            assert (
+                ours.shape == (64, 16)
+                and torch.equal(ours.dequantize(), w.t())
+                and ours.stride() == w.t().stride()
+            )
         assert same(q.t().t(), q)
         assert torch.equal(q.t()[:, 4:8].dequantize(), w.t()[:, 4:8])
 
@@ -270,20 +293,29 @@ class QTensorContract:
 
     def test_undefined_op_says_the_way_out(self) -> None:
         q = self.make(weight(16, 64))
-        for attempt in (lambda: q + 1, lambda: q * q, lambda: q.sum(), lambda: torch.relu(q), lambda: q @ q.t().contiguous()):
+        for attempt in (
+            lambda: q + 1,
+            lambda: q * q,
+            lambda: q.sum(),
+            lambda: torch.relu(q),
+            lambda: q @ q.t().contiguous(),
+        ):
             with pytest.raises(UnsupportedOpError, match="dequantize"):
                 attempt()
         with pytest.raises(UnsupportedOpError, match="step"):
             q[::2]
 
-    # ---------------------------------------------------------------------------------- compiler
+    # --- compiler
 
     def test_flatten_round_trip(self) -> None:
         q = self.make(weight(16, 64))
         names, context = q.__tensor_flatten__()
         inner = {name: getattr(q, name) for name in names}
         assert same(type(q).__tensor_unflatten__(inner, context, q.shape, q.stride()), q)
-        assert q._stable_hash_for_caching() == self.make(weight(16, 64, seed=1))._stable_hash_for_caching()
+        assert (
+            q._stable_hash_for_caching()
+            == self.make(weight(16, 64, seed=1))._stable_hash_for_caching()
+        )
         assert q._stable_hash_for_caching() != q.t()._stable_hash_for_caching()
 
     def test_compile_equals_eager(self) -> None:
