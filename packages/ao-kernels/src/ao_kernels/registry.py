@@ -253,8 +253,9 @@ class Op:
         return self._run(args)
 
     def _trace(self, args: tuple[Any, ...]) -> Any:
-        # Triton modules cannot be imported from a traced frame: on an accelerator the custom op chooses when it runs.
-        if args[0].device.type in _ACCELERATORS and "triton" not in self._loaded:
+        # Kernel modules cannot be imported from a traced frame: until they are there, the custom op chooses when it runs.
+        backend = "triton" if args[0].device.type in _ACCELERATORS else "cpu"
+        if backend not in self._loaded:
             return self.overload(*args)
         if self._select(args) is None:
             self._check(*args)
