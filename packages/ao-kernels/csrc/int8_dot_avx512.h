@@ -33,24 +33,33 @@ void dot_rows(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, 
   const int8_t* token = x.codes;
   int64_t position = 0, k = 0;
   __m512 sums[R][T];
+#pragma GCC unroll 9
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 9
     for (int t = 0; t < T; ++t) sums[r][t] = _mm512_setzero_ps();
 
   const auto clear = [](__m512i(&dots)[R][T]) __attribute__((always_inline)) {
+#pragma GCC unroll 9
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 9
       for (int t = 0; t < T; ++t) dots[r][t] = _mm512_setzero_si512();
   };
   const auto chunk = [&](__m512i(&dots)[R][T], bool whole) __attribute__((always_inline)) {
     __m512i planes[R][kRegisters];
+#pragma GCC unroll 9
     for (int r = 0; r < R; ++r) {
       const uint8_t* const p = row + r * a.row_bytes + position;
       _mm_prefetch(reinterpret_cast<const char*>(ahead + r * codes.bytes), _MM_HINT_T0);
       const __m512i bytes = whole ? codes.load(p) : codes.load(p, a.row_bytes - position);
+#pragma GCC unroll 9
       for (int i = 0; i < kRegisters; ++i) planes[r][i] = codes.plane(bytes, i);
     }
+#pragma GCC unroll 9
     for (int t = 0; t < T; ++t)
+#pragma GCC unroll 9
       for (int i = 0; i < kRegisters; ++i) {
         const __m512i q = _mm512_loadu_si512(token + t * x.stride + 64 * i);
+#pragma GCC unroll 9
         for (int r = 0; r < R; ++r) dots[r][t] = dot4(dots[r][t], planes[r][i], q);
       }
     ahead += R * codes.bytes;
@@ -69,6 +78,7 @@ void dot_rows(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, 
   for (int64_t g = 0; g < a.G; g += 16) {
     const __mmask16 mask = a.G - g >= 16 ? 0xffff : static_cast<__mmask16>((1u << (a.G - g)) - 1);
     __m512 scales[R];
+#pragma GCC unroll 9
     for (int r = 0; r < R; ++r) {
       const char* const s = scale + r * scale_bytes;
       _mm_prefetch(s + scale_ahead + g * dtype_bytes(a.scale_dtype), _MM_HINT_T0);
@@ -76,14 +86,17 @@ void dot_rows(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, 
       const __m512 zeros = zero ? load_scales(zero + r * scale_bytes, a.scale_dtype, g, mask)
                                 : _mm512_set1_ps(middle_code);
       const __m512 shift = _mm512_mul_ps(scales[r], zeros);
+#pragma GCC unroll 9
       for (int t = 0; t < T; ++t)
         sums[r][t] = _mm512_fnmadd_ps(shift, _mm512_loadu_ps(x.group_sums + t * x.n_sums + g), sums[r][t]);
     }
     __m512i place = first;
     const auto add_scaled = [&](const __m512i(&dots)[R][T]) __attribute__((always_inline)) {
       const __m512i index = _mm512_srl_epi32(place, spread);
+#pragma GCC unroll 9
       for (int r = 0; r < R; ++r) {
         const __m512 each = _mm512_permutexvar_ps(index, scales[r]);
+#pragma GCC unroll 9
         for (int t = 0; t < T; ++t)
           sums[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r][t]), each, sums[r][t]);
       }
@@ -121,15 +134,19 @@ void dot_rows(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, 
       }
     }
   }
+#pragma GCC unroll 9
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 9
     for (int t = 0; t < T; ++t) acc[t * kBlockRows + r] = _mm512_reduce_add_ps(sums[r][t]);
 }
 
 template <int P, int T, bool Many>
 void dot_block(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, int64_t n, int rows,
                float* acc) {
+  // Two rows of more tokens than six, with sums in both int32 and float32, do not fit in 32 registers.
+  constexpr int R = Many || T <= 6 ? kPair : 1;
   int r = 0;
-  for (; r + kPair <= rows; r += kPair) dot_rows<P, T, kPair, Many>(a, codes, x, n + r, acc + r);
+  for (; r + R <= rows; r += R) dot_rows<P, T, R, Many>(a, codes, x, n + r, acc + r);
   for (; r < rows; ++r) dot_rows<P, T, 1, Many>(a, codes, x, n + r, acc + r);
 }
 

@@ -94,6 +94,13 @@ inline void pack_scales(const void* scale, const LinearArgs& a, int64_t n, int r
     }
 }
 
+// Not _mm512_set1_epi32: gcc would load once for two registers that start alike, keep a third, and then spill.
+inline __m512i broadcast(const int32_t& value) {
+  __m512i lanes;
+  asm volatile("vpbroadcastd %1, %0" : "=v"(lanes) : "m"(value));
+  return lanes;
+}
+
 // acc[t][r] += the panel times T tokens.
 template <int T, bool Zeros>
 void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, int64_t segment,
@@ -101,16 +108,24 @@ void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, 
   const int8_t* const token = x.codes + t0 * x.stride + k0;
   const int32_t* const starts = x.segment_sums + t0 * n_segments + segment;
   __m512 sums[T][2];
-  for (int t = 0; t < T; ++t)
-    for (int h = 0; h < 2; ++h) sums[t][h] = _mm512_load_ps(acc + t * kBlockRows + 16 * h);
+#pragma GCC unroll 6
+  for (int t = 0; t < T; ++t) {
+    sums[t][0] = _mm512_load_ps(acc + t * kBlockRows);
+    sums[t][1] = _mm512_load_ps(acc + t * kBlockRows + 16);
+  }
   for (int s = 0; s < panel.n_pieces; ++s) {
     const Piece& piece = panel.pieces[s];
     const uint8_t* codes = panel.codes + piece.first_step * kStepBytes;
     const int8_t* q = token + 4 * piece.first_step;
     __m512i dots[T][2];
-    for (int t = 0; t < T; ++t) dots[t][0] = dots[t][1] = _mm512_set1_epi32(starts[t * n_segments + s]);
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t) {
+      dots[t][0] = broadcast(starts[t * n_segments + s]);
+      dots[t][1] = broadcast(starts[t * n_segments + s]);
+    }
     for (int i = 0; i < piece.steps; ++i, codes += kStepBytes, q += 4) {
       const __m512i low = _mm512_load_si512(codes), high = _mm512_load_si512(codes + 64);
+#pragma GCC unroll 6
       for (int t = 0; t < T; ++t) {
         int32_t four;
         std::memcpy(&four, q + t * x.stride, 4);
@@ -121,6 +136,7 @@ void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, 
     }
     const float* const scale = panel.scale + piece.group * kBlockRows;
     const __m512 scale_low = _mm512_load_ps(scale), scale_high = _mm512_load_ps(scale + 16);
+#pragma GCC unroll 6
     for (int t = 0; t < T; ++t) {
       sums[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][0]), scale_low, sums[t][0]);
       sums[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][1]), scale_high, sums[t][1]);
@@ -128,6 +144,7 @@ void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, 
     if (Zeros && piece.opens_group) {
       const float* const shift = panel.shift + piece.group * kBlockRows;
       const __m512 shift_low = _mm512_load_ps(shift), shift_high = _mm512_load_ps(shift + 16);
+#pragma GCC unroll 6
       for (int t = 0; t < T; ++t) {
         const __m512 q_sum = _mm512_set1_ps(x.group_sums[(t0 + t) * x.n_sums + group + piece.group]);
         sums[t][0] = _mm512_fnmadd_ps(q_sum, shift_low, sums[t][0]);
@@ -135,8 +152,11 @@ void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, 
       }
     }
   }
-  for (int t = 0; t < T; ++t)
-    for (int h = 0; h < 2; ++h) _mm512_store_ps(acc + t * kBlockRows + 16 * h, sums[t][h]);
+#pragma GCC unroll 6
+  for (int t = 0; t < T; ++t) {
+    _mm512_store_ps(acc + t * kBlockRows, sums[t][0]);
+    _mm512_store_ps(acc + t * kBlockRows + 16, sums[t][1]);
+  }
 }
 
 using MultiplyTile = void(const Panel&, const Tokens&, int64_t, int64_t, int64_t, int64_t, int64_t, float*);

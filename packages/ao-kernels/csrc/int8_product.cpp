@@ -81,6 +81,7 @@ void pass(const LinearArgs& a, bool symmetric, int64_t m0, int64_t n_tokens) {
       const int rows = static_cast<int>(min_of(kBlockRows, a.N - n));
       // After its last block a thread most likely gets the piece behind those of the other threads.
       const int64_t next = block + 1 < end ? block + 1 : block + 1 + (a.n_threads - 1) * grain;
+      prefetch_block(a, m0, n_tokens, n);
       product.block(a, x, segments, n, rows, min_of(next * kBlockRows, a.N), memory, acc);
       store_block(a, x, m0, n_tokens, n, rows, symmetric ? nullptr : acc + n_tokens * kBlockRows, acc);
     }

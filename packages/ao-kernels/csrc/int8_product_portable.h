@@ -142,5 +142,7 @@ void store_block(const LinearArgs& a, const Tokens& x, int64_t m0, int64_t n_tok
     }
 }
 
+void prefetch_block(const LinearArgs&, int64_t, int64_t, int64_t) {}
+
 }  // namespace
 }  // namespace ao::AO_ISA_NAMESPACE
