@@ -218,14 +218,13 @@ def picture(made: dict[str, Made], decode: dict, path: Path) -> None:
         "decode, tokens/s (higher is better)": {name: s.median for name, s in decode.items()},
     }
     for axes, (label, values) in zip(panels, points.items(), strict=True):
+        sides_of = label_sides(values)
         for name, value in values.items():
-            x = made[name].megabytes
-            color = "0.35" if name == "bf16" else "tab:blue"
-            axes.plot(x, value, "o", color=color, markersize=8)
-            left = x > 0.6 * made["bf16"].megabytes
+            color, left = "0.35" if name == "bf16" else "tab:blue", sides_of[name] == "left"
+            axes.plot(made[name].megabytes, value, "o", color=color, markersize=8)
             axes.annotate(
                 name,
-                (x, value),
+                (made[name].megabytes, value),
                 xytext=(-9 if left else 9, 0),
                 textcoords="offset points",
                 ha="right" if left else "left",
@@ -239,6 +238,19 @@ def picture(made: dict[str, Made], decode: dict, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"SmolLM2-135M-Instruct on {torch.get_num_threads()} CPU threads")
     figure.savefig(path, dpi=130)
+
+
+def label_sides(values: dict[str, float]) -> dict[str, str]:
+    """Left of its point for bf16, which is at the right edge; neighbours in height alternate."""
+    near = 0.05 * (max(values.values()) - min(values.values()))
+    found, last = {"bf16": "left"}, None
+    for name in sorted(values, key=lambda name: values[name]):
+        if name in found:
+            continue
+        crowded = last is not None and values[name] - values[last] < near
+        found[name] = "left" if crowded and found[last] == "right" else "right"
+        last = name
+    return found
 
 
 if __name__ == "__main__":
