@@ -15,7 +15,7 @@ namespace ao::avx512 {
 constexpr int kDotVectors = 8;
 
 // Bytes ahead of the row stream that are asked for.
-constexpr int kPrefetch = 2048;
+constexpr int kPrefetch = 8192;
 
 // Bytes of activations that a block of rows uses over and over.
 constexpr int64_t kCachedActivations = 32 << 10;
@@ -106,23 +106,30 @@ inline __m512 reduce_rows(const float* rows, int64_t stride) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(r[0], r[1], 0x88), _mm512_shuffle_f32x4(r[0], r[1], 0xdd));
 }
 
-template <int B, int V, bool Whole, bool Full>
-inline __attribute__((always_inline)) void dot_chunk(const uint8_t* codes, ChunkMask mask, const uint16_t* x,
-                                                     const float* scales,
-                                                     const int32_t* lanes, __m512 sums[V]) {
-  __m512i w[4];
-  Codes<B>::template unpack<Full>(codes, mask, w);
+// One chunk of R rows, row_bytes apart, times V vectors.
+template <int B, int V, int R, bool Whole, bool Full>
+[[gnu::always_inline]] inline void dot_chunk(const uint8_t* codes, int64_t row_bytes, ChunkMask mask,
+                                             const uint16_t* x, const float* scales, int64_t pitch,
+                                             const int32_t* lanes, __m512 sums[R][V]) {
+  __m512i w[R][4];
+  for (int r = 0; r < R; ++r) Codes<B>::template unpack<Full>(codes + r * row_bytes, mask, w[r]);
   constexpr int steps = Whole ? 4 : unit_steps<B>;
   for (int u = 0; u < 4; u += steps) {
-    __m512 of_unit[V];
-    for (int v = 0; v < V; ++v) of_unit[v] = _mm512_setzero_ps();
+    __m512 of_unit[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) of_unit[r][v] = _mm512_setzero_ps();
     for (int s = u; s < u + steps; ++s)
-      for (int v = 0; v < V; ++v)
-        of_unit[v] = dot(of_unit[v], w[s], _mm512_load_si512(x + v * kChunk + 32 * s));
-    const __m512 scale = Whole ? _mm512_set1_ps(*scales)
-                               : _mm512_permutexvar_ps(_mm512_loadu_si512(lanes + 16 * (u / steps)),
-                                                       _mm512_loadu_ps(scales));
-    for (int v = 0; v < V; ++v) sums[v] = _mm512_fmadd_ps(of_unit[v], scale, sums[v]);
+      for (int v = 0; v < V; ++v) {
+        const __m512i activations = _mm512_load_si512(x + v * kChunk + 32 * s);
+        for (int r = 0; r < R; ++r) of_unit[r][v] = dot(of_unit[r][v], w[r][s], activations);
+      }
+    for (int r = 0; r < R; ++r) {
+      const float* of_row = scales + r * pitch;
+      const __m512 scale = Whole ? _mm512_set1_ps(*of_row)
+                                 : _mm512_permutexvar_ps(_mm512_loadu_si512(lanes + 16 * (u / steps)),
+                                                         _mm512_loadu_ps(of_row));
+      for (int v = 0; v < V; ++v) sums[r][v] = _mm512_fmadd_ps(of_unit[r][v], scale, sums[r][v]);
+    }
   }
 }
 
@@ -175,44 +182,77 @@ inline int64_t chunks_at_once(int64_t n_chunks) {
   return (n_chunks + parts - 1) / parts;
 }
 
+// What stays the same while the rows of a weight pass by.
+template <int B>
+struct DotPass {
+  const Groups& groups;
+  const uint16_t* activations;  // of the first chunk; chunks are x_stride apart
+  int64_t x_stride, row_bytes, n_chunks, n_full, at_once, prefetch;
+  ChunkMask tail;
+};
+
+// Chunks [from, from + at_once) of R rows; sums in lanes[R][V][16] go on from what is there unless from is 0.
+template <int B, int V, int R, bool Whole>
+void dot_part(const DotPass<B>& pass, const uint8_t* codes, const float* scales, int64_t pitch, int64_t from,
+              float* lanes) {
+  constexpr int kBytes = chunk_bytes<B>;
+  constexpr int kChunksOfLine = kBytes < 64 ? 64 / kBytes : 1;
+  const Groups groups = pass.groups;
+  const int64_t end = from + pass.at_once, row_bytes = pass.row_bytes;
+  const int64_t to = end < pass.n_full ? end : pass.n_full;
+  __m512 sums[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v)
+      sums[r][v] = from ? _mm512_load_ps(lanes + (r * V + v) * 16) : _mm512_setzero_ps();
+  for (int64_t c = from; c < to; ++c) {
+    const uint8_t* p = codes + c * kBytes;
+    if (c % kChunksOfLine == 0)
+      for (int r = 0; r < R; ++r)
+        for (int line = 0; line < kBytes; line += 64)
+          _mm_prefetch(p + r * row_bytes + pass.prefetch + line, _MM_HINT_T0);
+    dot_chunk<B, V, R, Whole, true>(p, row_bytes, {}, pass.activations + c * pass.x_stride,
+                                    scales + groups.first[c], pitch, groups.lanes + c * groups.lanes_stride,
+                                    sums);
+  }
+  if (end >= pass.n_chunks && pass.n_full < pass.n_chunks) {
+    const int64_t c = pass.n_full;
+    dot_chunk<B, V, R, Whole, false>(codes + c * kBytes, row_bytes, pass.tail,
+                                     pass.activations + c * pass.x_stride, scales + groups.first[c], pitch,
+                                     groups.lanes + c * groups.lanes_stride, sums);
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) _mm512_store_ps(lanes + (r * V + v) * 16, sums[r][v]);
+}
+
+// Rows that go through the chunks together: they share the loads of activations.
+template <int V>
+inline constexpr int kRowsTogether = V <= 2 ? 2 : 1;
+
 // Tokens [m, m + V / planes) of weight rows [begin, end).
 template <int B, int V, bool Whole>
 void dot_rows(const LinearArgs& a, const Activations& x, const Groups& groups, int64_t m, int64_t begin,
               int64_t end) {
-  constexpr int kBytes = chunk_bytes<B>;
+  constexpr int R = kRowsTogether<V>;
   const int tokens = static_cast<int>(x.rows - m < V / x.planes ? x.rows - m : V / x.planes);
-  const int64_t n_full = a.row_bytes / kBytes;
-  const ChunkMask tail = chunk_mask(a.row_bytes - n_full * kBytes);
-  const int64_t at_once = chunks_at_once<V>(x.n_chunks);
-  const int64_t prefetch = at_once == x.n_chunks ? kPrefetch : 2 * a.row_bytes;
+  const int64_t n_full = a.row_bytes / chunk_bytes<B>, at_once = chunks_at_once<V>(x.n_chunks);
+  // Vectors beyond the last token are computed from what comes next and dropped.
+  const DotPass<B> pass{
+      .groups = groups, .activations = x.at(m, 0, 0), .x_stride = x.rows * x.planes * kChunk,
+      .row_bytes = a.row_bytes, .n_chunks = x.n_chunks, .n_full = n_full, .at_once = at_once,
+      .prefetch = at_once == x.n_chunks ? kPrefetch : 2 * a.row_bytes,
+      .tail = chunk_mask(a.row_bytes - n_full * chunk_bytes<B>)};
   auto* scales = static_cast<float*>(scratch(3, (kRowBlock * a.G + 16) * sizeof(float)));
   alignas(64) float lanes[kRowBlock][V][16];
-  // Vectors beyond the last token are computed from what comes next and dropped.
-  const uint16_t* activations = x.at(m, 0, 0);
-  const int64_t x_stride = x.rows * x.planes * kChunk;
   for (int64_t block = begin; block < end; block += kRowBlock) {
     const int rows = static_cast<int>(end - block < kRowBlock ? end - block : kRowBlock);
     const int64_t pitch = read_scales(a, block, rows, scales);
+    const uint8_t* codes = a.codes + block * a.row_bytes;
     for (int64_t from = 0; from < x.n_chunks; from += at_once) {
-      const int64_t to = from + at_once < n_full ? from + at_once : n_full;
-      for (int j = 0; j < rows; ++j) {
-        const uint8_t* codes = a.codes + (block + j) * a.row_bytes;
-        const float* row_scales = scales + j * pitch;
-        __m512 sums[V];
-        for (int v = 0; v < V; ++v)
-          sums[v] = from ? _mm512_load_ps(lanes[j][v]) : _mm512_setzero_ps();
-        for (int64_t c = from; c < to; ++c) {
-          const uint8_t* p = codes + c * kBytes;
-          for (int line = 0; line < kBytes; line += 64) _mm_prefetch(p + prefetch + line, _MM_HINT_T0);
-          dot_chunk<B, V, Whole, true>(p, {}, activations + c * x_stride,
-                                       row_scales + groups.first[c], groups.lanes + c * groups.lanes_stride, sums);
-        }
-        if (from + at_once >= x.n_chunks && n_full < x.n_chunks)
-          dot_chunk<B, V, Whole, false>(codes + n_full * kBytes, tail, activations + n_full * x_stride,
-                                        row_scales + groups.first[n_full],
-                                        groups.lanes + n_full * groups.lanes_stride, sums);
-        for (int v = 0; v < V; ++v) _mm512_store_ps(lanes[j][v], sums[v]);
-      }
+      int j = 0;
+      for (; j + R <= rows; j += R)
+        dot_part<B, V, R, Whole>(pass, codes + j * a.row_bytes, scales + j * pitch, pitch, from, lanes[j][0]);
+      for (; j < rows; ++j)
+        dot_part<B, V, 1, Whole>(pass, codes + j * a.row_bytes, scales + j * pitch, pitch, from, lanes[j][0]);
     }
     store_block<B, V>(a, x, m, tokens, block, rows, scales, pitch, &lanes[0][0][0]);
   }
