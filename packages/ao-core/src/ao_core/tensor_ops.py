@@ -130,6 +130,15 @@ def _data_ptr(q: QTensor) -> int:
     return q.__dict__[q._data[0]].data_ptr()
 
 
+@QTensor.implements(Tensor.storage)
+def _storage(q: QTensor) -> None:
+    """What a program asks for that is about to write plain tensors: the only way to tell it more than an address."""
+    raise TypeError(
+        f"a {type(q).__name__} has no storage of its own, its fields have: it cannot be saved as a plain "
+        "tensor. Use ao_core.checkpoint.save; or, before save_pretrained, ao_hf.attach(model, config)"
+    )
+
+
 @QTensor.implements(Tensor.nbytes.__get__)  # type: ignore[attr-defined]
 def _nbytes(q: QTensor) -> int:
     return sum(t.nbytes for t in q.tensors().values())

@@ -304,6 +304,8 @@ class QTensorContract:
                 attempt()
         with pytest.raises(UnsupportedOpError, match="step"):
             q[::2]
+        with pytest.raises(TypeError, match=r"checkpoint\.save"):
+            q.storage()
 
     # --- compiler
 
