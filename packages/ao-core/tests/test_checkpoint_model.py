@@ -225,3 +225,20 @@ def test_an_error_while_writing_changes_nothing(
     with pytest.raises(OSError, match="No space left"):
         save(state(), tmp_path / form, max_shard_size=limit)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_distributed_tensors_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        t = distribute_tensor(torch.ones(4, 4), init_device_mesh("cpu", (2,)), [Shard(0)])
+        with pytest.raises(
+            TypeError, match=r"a is a DTensor, .*call \.full_tensor\(\) on it first"
+        ):
+            save({"a": t}, tmp_path / "x.safetensors")
+    finally:
+        dist.destroy_process_group()
+    assert list(tmp_path.iterdir()) == []
