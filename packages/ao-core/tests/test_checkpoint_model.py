@@ -242,3 +242,23 @@ def test_distributed_tensors_are_refused_with_the_way_out(tmp_path: Path) -> Non
     finally:
         dist.destroy_process_group()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda(tmp_path: Path) -> None:
+    source = Net(quantized=True).cuda()
+    save(source, path := tmp_path / "x.safetensors")
+    on_cpu = load(path)
+    assert_same(on_cpu, {name: t.cpu() for name, t in source.state_dict().items()})
+    assert_same(load(path, device="cuda"), dict(source.state_dict()))
+    with torch.device("meta"):
+        model = Net()
+    for target in (Net().cuda(), model):
+        device = None if target is not model else "cuda"
+        load(path, model=target, device=device)
+        assert all(t.is_cuda for t in target.state_dict().values())
+        assert target.head.weight is target.embed.weight
+        assert_same(dict(target.state_dict()), dict(source.state_dict()))
+    save(target, path)
+    assert_same(load(path), on_cpu)
