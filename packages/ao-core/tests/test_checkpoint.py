@@ -5,6 +5,7 @@ import json
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from grouped_example import GroupedExample
 from safetensors import safe_open
 from torch import Tensor
 
+from ao_core import checkpoint
 from ao_core.checkpoint import (
     decode_header,
     encode_header,
@@ -368,3 +370,36 @@ def test_savers_of_one_folder_take_turns(tmp_path: Path) -> None:
     found = load(tmp_path)
     assert len(found) == 4 and len({name.split(".")[0] for name in found}) == 1
     assert files(tmp_path) == {INDEX, *read_names(tmp_path)}
+
+
+@pytest.mark.parametrize("limit", [100, 10**9])
+def test_a_folder_that_is_replaced_while_it_is_opened(
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index names files that a save has just removed: the new checkpoint is what is loaded."""
+    save(state(), tmp_path, max_shard_size=100)
+    new = {"new": torch.ones(50), "more": torch.zeros(50)}
+    opened = checkpoint._open_files
+
+    def open_late(*args: Any) -> Any:
+        monkeypatch.setattr(checkpoint, "_open_files", opened)
+        save(new, tmp_path, max_shard_size=limit)
+        return opened(*args)
+
+    monkeypatch.setattr(checkpoint, "_open_files", open_late)
+    assert_same(load(tmp_path), new)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_loading_maps_and_does_not_copy(tmp_path: Path) -> None:
+    def private() -> int:
+        """Bytes of memory that no file backs."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+    w = ExampleTensor.from_float(torch.ones(4096, 4096))
+    save({"a": w, "b": torch.ones(2**22)}, path := tmp_path / "x.safetensors")
+    before = private()
+    found = load(path)
+    assert found["b"].sum() == 2**22 and found["a"].codes.sum(dtype=torch.int64) == 127 * 2**24
+    assert private() - before < 2**22  # of 2**25

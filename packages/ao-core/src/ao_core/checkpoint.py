@@ -218,10 +218,17 @@ def _open(path: Path) -> _Checkpoint:
             names = sorted(set(weight_map.values()))
             return _open_files(path, [path / name for name in names], weight_map)
         except FileNotFoundError as error:  # by a save meanwhile? then there is another index now
-            if attempt == 2 or read_index(path / INDEX) == weight_map:
+            if attempt == 2 or _unchanged(path / INDEX, weight_map):
                 missing = Path(error.filename).name
                 raise CheckpointError(f"{path / INDEX}: {missing} is not there") from None
     raise AssertionError("unreachable")
+
+
+def _unchanged(index: Path, weight_map: dict[str, str]) -> bool:
+    try:
+        return read_index(index) == weight_map
+    except (CheckpointError, FileNotFoundError):
+        return False
 
 
 def _open_files(
