@@ -3,6 +3,7 @@
 // The panel is scratch of one block: no packed copy of the weight is kept.
 #pragma once
 #include "int8_codes_avx512.h"
+#include "scratch.h"
 
 namespace ao::avx512 {
 namespace {
@@ -12,21 +13,72 @@ constexpr int kMaxPieces = 64;       // segments of a panel: groups of 8
 constexpr int kTile = 6;             // tokens of a tile: 2 * 6 sums in int32, as many in float32
 constexpr int kStepBytes = 4 * kBlockRows;
 
+// A segment in a panel.
 struct Piece {
-  int first_step, steps, group;      // all relative to the panel
+  int first_step, steps, group;  // all counted from the beginning of the panel
   bool opens_group;
+};
+
+// The segments of one panel: codes [k0, k1), groups [g0, g1).
+struct Stretch {
+  int64_t first_segment, k0, k1, g0, g1;
+  int n_pieces;
+  Piece pieces[kMaxPieces];
+};
+
+struct Stretches {
+  int64_t count, n_segments;
+  const Stretch* list;
 };
 
 struct Panel {
   alignas(64) uint8_t codes[kBlockRows * (kDepth + 512)];  // the last chunk may go beyond kDepth
   alignas(64) float scale[kMaxPieces * kBlockRows];
   alignas(64) float shift[kMaxPieces * kBlockRows];        // (zero - middle) * scale
-  Piece pieces[kMaxPieces];
-  int n_pieces;
+};
+
+// In scratch slot 1 of the caller; the same for every block, and too many divisions to repeat for each.
+inline Stretches plan_stretches(const Segments& segments, int planes) {
+  // A stretch that is followed by another, and the first segment of that one, are more than kDepth codes or
+  // kMaxPieces segments.
+  const int64_t most = 2 * (segments.K / kDepth + segments.count / kMaxPieces) + 2;
+  auto* const list = static_cast<Stretch*>(scratch(1, static_cast<size_t>(most) * sizeof(Stretch)));
+  int64_t n = 0, s = 0;
+  for (; s < segments.count; ++n) {
+    Stretch& out = list[n];
+    out.first_segment = s;
+    out.k0 = segments.begin(s);
+    out.g0 = segments.group(s);
+    out.n_pieces = 0;
+    for (; s < segments.count && out.n_pieces < kMaxPieces && segments.end(s) - out.k0 <= kDepth; ++s) {
+      const int64_t begin = segments.begin(s);
+      out.k1 = segments.end(s);
+      out.g1 = segments.group(s) + 1;
+      out.pieces[out.n_pieces++] = {static_cast<int>(begin - out.k0) / 4,
+                                    static_cast<int>(round_up(out.k1 - begin, 4 * planes)) / 4,
+                                    static_cast<int>(segments.group(s) - out.g0), segments.opens_group(s)};
+    }
+  }
+  return {n, segments.count, list};
+}
+
+// Brings a range of memory to the second-level cache in about equal steps.
+class Prefetch {
+ public:
+  Prefetch(const void* begin, int64_t bytes, int64_t steps)
+      : at_(static_cast<const char*>(begin)), bytes_(bytes), per_step_(bytes / steps + 1) {}
+  void step() {
+    until_ = min_of(bytes_, until_ + per_step_);
+    for (; done_ < until_; done_ += 64) _mm_prefetch(at_ + done_, _MM_HINT_T1);
+  }
+
+ private:
+  const char* at_;
+  int64_t bytes_, per_step_, until_ = 0, done_ = 0;
 };
 
 // 16 registers of 16 32-bit lanes: lane j of register i becomes lane i of register j.
-inline void transpose(__m512i* r) {
+inline __attribute__((always_inline)) void transpose(__m512i* r) {
   __m512i t[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
@@ -60,6 +112,7 @@ void pack_codes(const LinearArgs& a, const ChunkCodes<P>& codes, int64_t n, int 
     for (int64_t k = k0; k < k1; k += kCodes) {
       const int64_t at = k / 8 * code_bits(a), left = a.row_bytes - at;
       uint8_t* const out = panel + (k - k0) * kBlockRows + 4 * half;
+
       __m512i v[16];
       if (valid == 16 && left >= codes.bytes) {
         for (int i = 0; i < 16; ++i) v[i] = codes.load(base + i * a.row_bytes + at);
@@ -101,20 +154,20 @@ inline __m512i broadcast(const int32_t& value) {
   return lanes;
 }
 
-// acc[t][r] += the panel times T tokens.
+// acc[t][r] += the panel times T tokens from t0 on.
 template <int T, bool Zeros>
-void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, int64_t segment,
-                   int64_t n_segments, int64_t group, float* acc) {
-  const int8_t* const token = x.codes + t0 * x.stride + k0;
-  const int32_t* const starts = x.segment_sums + t0 * n_segments + segment;
+void multiply_tile(const Panel& panel, const Stretch& stretch, int64_t n_segments, const Tokens& x, int64_t t0,
+                   float* acc) {
+  const int8_t* const token = x.codes + t0 * x.stride + stretch.k0;
+  const int32_t* const starts = x.segment_sums + t0 * n_segments + stretch.first_segment;
   __m512 sums[T][2];
 #pragma GCC unroll 6
   for (int t = 0; t < T; ++t) {
     sums[t][0] = _mm512_load_ps(acc + t * kBlockRows);
     sums[t][1] = _mm512_load_ps(acc + t * kBlockRows + 16);
   }
-  for (int s = 0; s < panel.n_pieces; ++s) {
-    const Piece& piece = panel.pieces[s];
+  for (int s = 0; s < stretch.n_pieces; ++s) {
+    const Piece& piece = stretch.pieces[s];
     const uint8_t* codes = panel.codes + piece.first_step * kStepBytes;
     const int8_t* q = token + 4 * piece.first_step;
     __m512i dots[T][2];
@@ -146,7 +199,7 @@ void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, 
       const __m512 shift_low = _mm512_load_ps(shift), shift_high = _mm512_load_ps(shift + 16);
 #pragma GCC unroll 6
       for (int t = 0; t < T; ++t) {
-        const __m512 q_sum = _mm512_set1_ps(x.group_sums[(t0 + t) * x.n_sums + group + piece.group]);
+        const __m512 q_sum = _mm512_set1_ps(x.group_sums[(t0 + t) * x.n_sums + stretch.g0 + piece.group]);
         sums[t][0] = _mm512_fnmadd_ps(q_sum, shift_low, sums[t][0]);
         sums[t][1] = _mm512_fnmadd_ps(q_sum, shift_high, sums[t][1]);
       }
@@ -159,7 +212,7 @@ void multiply_tile(const Panel& panel, const Tokens& x, int64_t t0, int64_t k0, 
   }
 }
 
-using MultiplyTile = void(const Panel&, const Tokens&, int64_t, int64_t, int64_t, int64_t, int64_t, float*);
+using MultiplyTile = void(const Panel&, const Stretch&, int64_t, const Tokens&, int64_t, float*);
 template <bool Zeros>
 inline constexpr MultiplyTile* kMultiplyTile[kTile + 1] = {
     nullptr,
@@ -167,62 +220,36 @@ inline constexpr MultiplyTile* kMultiplyTile[kTile + 1] = {
     multiply_tile<4, Zeros>, multiply_tile<5, Zeros>, multiply_tile<6, Zeros>,
 };
 
-// Brings a range of memory to the second-level cache in equal steps.
-class Prefetch {
- public:
-  Prefetch(const void* begin, int64_t bytes, int64_t steps)
-      : at_(static_cast<const char*>(begin)), bytes_(bytes), steps_(steps) {}
-  void step() {
-    const int64_t until = bytes_ * ++step_ / steps_;
-    for (; done_ < until; done_ += 64) _mm_prefetch(at_ + done_, _MM_HINT_T1);
-  }
-
- private:
-  const char* at_;
-  int64_t bytes_, steps_, step_ = 0, done_ = 0;
-};
-
 // acc[t][r] = sum of (c - zero) * scale * q for the rows from n on and all tokens; `next` is the row from which the next
 // block of this thread will start.
 template <int P>
-void panel_block(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, const Segments& segments,
+void panel_block(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, const Stretches& stretches,
                  int64_t n, int rows, int64_t next, Panel& panel, float* acc) {
-  constexpr int kPlanes = ChunkCodes<P>::kRegisters;
   const int64_t tiles = (x.count + kTile - 1) / kTile;
   const int64_t next_rows = max_of(0, min_of(kBlockRows, a.N - next));
-  const int64_t steps = tiles * max_of(1, (a.K + kDepth - 1) / kDepth);
   const int64_t scale_bytes = a.scale_stride * dtype_bytes(a.scale_dtype);
+  const int64_t steps = tiles * stretches.count;
   Prefetch next_codes(a.codes + next * a.row_bytes, next_rows * a.row_bytes, steps);
   Prefetch next_scales(static_cast<const char*>(a.scale) + next * scale_bytes, next_rows * scale_bytes, steps);
   const float middle_code = static_cast<float>(middle(a));
   std::memset(acc, 0, static_cast<size_t>(x.count) * kBlockRows * sizeof(float));
-  for (int64_t s0 = 0; s0 < segments.count;) {
-    const int64_t k0 = segments.begin(s0), g0 = segments.group(s0);
-    int64_t s = s0;
-    for (; s < segments.count && s - s0 < kMaxPieces && segments.end(s) - k0 <= kDepth; ++s) {
-      const int64_t begin = segments.begin(s), length = segments.end(s) - begin;
-      panel.pieces[s - s0] = {static_cast<int>(begin - k0) / 4,
-                              static_cast<int>(round_up(length, 4 * kPlanes)) / 4,
-                              static_cast<int>(segments.group(s) - g0), segments.opens_group(s)};
-    }
-    panel.n_pieces = static_cast<int>(s - s0);
-    const int64_t g1 = segments.group(s - 1) + 1;
-    pack_codes(a, codes, n, rows, k0, segments.end(s - 1), panel.codes);
-    pack_scales(a.scale, a, n, rows, g0, g1, panel.scale);
+  for (int64_t i = 0; i < stretches.count; ++i) {
+    const Stretch& here = stretches.list[i];
+    pack_codes(a, codes, n, rows, here.k0, here.k1, panel.codes);
+    pack_scales(a.scale, a, n, rows, here.g0, here.g1, panel.scale);
     if (a.zero) {
-      pack_scales(a.zero, a, n, rows, g0, g1, panel.shift);
-      for (int64_t i = 0; i < (g1 - g0) * kBlockRows; ++i)
-        panel.shift[i] = (panel.shift[i] - middle_code) * panel.scale[i];
+      pack_scales(a.zero, a, n, rows, here.g0, here.g1, panel.shift);
+      for (int64_t j = 0; j < (here.g1 - here.g0) * kBlockRows; ++j)
+        panel.shift[j] = (panel.shift[j] - middle_code) * panel.scale[j];
     }
-    for (int64_t i = 0, t = 0; i < tiles; ++i) {
+    for (int64_t tile = 0, t = 0; tile < tiles; ++tile) {
       next_codes.step();
       next_scales.step();
-      const int64_t end = x.count * (i + 1) / tiles;
-      const auto tile = a.zero ? kMultiplyTile<true>[end - t] : kMultiplyTile<false>[end - t];
-      tile(panel, x, t, k0, s0, segments.count, g0, acc + t * kBlockRows);
+      const int64_t end = x.count * (tile + 1) / tiles;
+      const auto multiply = a.zero ? kMultiplyTile<true>[end - t] : kMultiplyTile<false>[end - t];
+      multiply(panel, here, stretches.n_segments, x, t, acc + t * kBlockRows);
       t = end;
     }
-    s0 = s;
   }
 }
 

@@ -62,7 +62,7 @@ void fill_token(const LinearArgs& a, const Product& product, const Segments& seg
 void pass(const LinearArgs& a, bool symmetric, int64_t m0, int64_t n_tokens) {
   const int64_t count = n_tokens + (symmetric ? 0 : 1);
   const Segments segments(a);
-  const Product product(a, count);
+  const Product product(a, segments, count);
   const Tokens x = allocate_tokens(a, count, segments.count);
   const int token_threads = count * a.K < kAloneElements ? 1 : a.n_threads;
   parallel_for(count, 1 + (kAloneElements / 4) / a.K, token_threads, [&](int64_t begin, int64_t end) {

@@ -29,18 +29,19 @@ void dot_any(const LinearArgs& a, const Tokens& x, int64_t n, int rows, float* a
 
 template <int P>
 struct Kernels {
+  static constexpr int kRegisters = ChunkCodes<P>::kRegisters;
+
   static bool dot(const LinearArgs& a, int64_t count) {
     return dot_fits<P>(a) && count <= kMaxDotTokens;
   }
   static bool many(const LinearArgs& a) {
     return a.G == 1 || a.group_size > 2 * ChunkCodes<P>::kCodes;
   }
-  static void block(const LinearArgs& a, bool dot, const Tokens& x, const Segments& segments, int64_t n,
-                    int rows, int64_t next, char* memory, float* acc) {
-    if (!dot) {
-      auto& panel = *reinterpret_cast<Panel*>(memory);
-      return panel_block<P>(a, ChunkCodes<P>(a), x, segments, n, rows, next, panel, acc);
-    }
+  static void panel(const LinearArgs& a, const Tokens& x, const Stretches& stretches, int64_t n, int rows,
+                    int64_t next, char* memory, float* acc) {
+    panel_block<P>(a, ChunkCodes<P>(a), x, stretches, n, rows, next, *reinterpret_cast<Panel*>(memory), acc);
+  }
+  static void dots(const LinearArgs& a, const Tokens& x, int64_t n, int rows, float* acc) {
     return many(a) ? dot_any<P, true>(a, x, n, rows, acc) : dot_any<P, false>(a, x, n, rows, acc);
   }
 };
@@ -48,9 +49,13 @@ struct Kernels {
 // How a call is computed, chosen once.
 class Product {
  public:
-  Product(const LinearArgs& a, int64_t count) : planes_(planes_of(a)), middle_(middle(a)) {
-    dot_ = choose([&](auto kernels) { return decltype(kernels)::dot(a, count); });
-    run_ = planes_ == 1 && code_bits(a) == 8 ? 0 : dot_ ? 64 : 4;
+  Product(const LinearArgs& a, const Segments& segments, int64_t count)
+      : planes_(planes_of(a)), middle_(middle(a)) {
+    choose([&](auto kernels) {
+      dot_ = decltype(kernels)::dot(a, count);
+      if (!dot_) stretches_ = plan_stretches(segments, decltype(kernels)::kRegisters);
+    });
+    run_ = dot_ ? 64 : 4;
   }
 
   size_t scratch_bytes() const { return dot_ ? 0 : sizeof(Panel); }
@@ -98,11 +103,11 @@ class Product {
     }
   }
 
-  void block(const LinearArgs& a, const Tokens& x, const Segments& segments, int64_t n, int rows,
-             int64_t next, char* memory, float* acc) const {
+  void block(const LinearArgs& a, const Tokens& x, const Segments&, int64_t n, int rows, int64_t next,
+             char* memory, float* acc) const {
     choose([&](auto kernels) {
-      decltype(kernels)::block(a, dot_, x, segments, n, rows, next, memory, acc);
-      return true;
+      if (dot_) decltype(kernels)::dots(a, x, n, rows, acc);
+      else decltype(kernels)::panel(a, x, stretches_, n, rows, next, memory, acc);
     });
   }
 
@@ -123,7 +128,7 @@ class Product {
   }
 
   template <class Body>
-  bool choose(Body&& body) const {
+  void choose(Body&& body) const {
     switch (planes_) {
       case 1: return body(Kernels<1>{});
       case 2: return body(Kernels<2>{});
@@ -135,6 +140,7 @@ class Product {
 
   int planes_, middle_, run_;
   bool dot_;
+  Stretches stretches_ = {};
 };
 
 inline void store16(void* y, DType dtype, int64_t at, __mmask16 mask, __m512 v) {

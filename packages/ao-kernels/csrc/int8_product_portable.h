@@ -74,8 +74,8 @@ void multiply(const LinearArgs& a, const Tokens& x, const Segments& segments, co
 
 class Product {
  public:
-  Product(const LinearArgs& a, int64_t /*count*/)
-      : segments_(a), codes_(a.K + kLaneCodes * segments_.count), scales_(segments_.count + a.G) {}
+  Product(const LinearArgs& a, const Segments& segments, int64_t)
+      : codes_(a.K + kLaneCodes * segments.count), scales_(segments.count + a.G) {}
 
   size_t scratch_bytes() const {
     return static_cast<size_t>(
@@ -127,7 +127,6 @@ class Product {
     return {codes, scales, shift};
   }
 
-  Segments segments_;
   int64_t codes_, scales_;  // of a row
 };
 
