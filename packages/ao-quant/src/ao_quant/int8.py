@@ -5,6 +5,7 @@ w ~ code * scale      code in [-127, 127], symmetric; scale float32 a tensor, a 
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ao_core import numerics
@@ -16,6 +17,7 @@ from ao_kernels.ops import int8_dynamic_linear, int8_embedding, int8_linear
 
 from .weight import (
     IntWeight,
+    check_dtypes,
     check_granularity,
     chunked_rows,
     group_size_of,
@@ -109,6 +111,10 @@ class Int8Tensor(IntWeight):
             plain.codes, plain.scale, group_size=self.group_size, dtype=self.dtype
         )
         return w.mT if self.transposed else w.reshape(self.shape)
+
+    def check(self) -> None:
+        super().check()
+        check_dtypes(self, {"codes": (torch.int8,), "scale": (torch.float32,)})
 
     def code_rule(self) -> tuple[int, int]:
         return (1, 1)

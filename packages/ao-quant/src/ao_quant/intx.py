@@ -29,6 +29,7 @@ from ao_kernels.ops import (
 
 from .weight import (
     IntWeight,
+    check_dtypes,
     check_granularity,
     chunked_rows,
     group_size_of,
@@ -193,6 +194,15 @@ class IntxTensor(IntWeight):
             dtype=self.dtype,
         )
         return w.mT if self.transposed else w.reshape(self.shape)
+
+    def check(self) -> None:
+        if self.bits not in range(1, 9):
+            raise ValueError(f"bits is {self.bits!r}, not 1 to 8")
+        if self.mapping not in numerics.MAPPINGS or self.algorithm not in ALGORITHMS:
+            raise ValueError(f"unknown mapping {self.mapping!r} or algorithm {self.algorithm!r}")
+        super().check()
+        scales = (torch.bfloat16, torch.float32)
+        check_dtypes(self, {"codes": (torch.uint8,), "scale": scales, "zero": scales})
 
     def code_rule(self) -> tuple[int, int]:
         return (8, self.bits)

@@ -20,6 +20,7 @@ from ao_core.tensor import Dim, QTensor
 __all__ = ["IntWeight", "check_granularity", "group_size_of", "refuse"]
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ACTIVATIONS = (None, "int8_symmetric", "int8_asymmetric")
 CHUNK = 1 << 18  # weights converted at a time: 1 MB of float32 stays in the L2 cache
 
 
@@ -53,6 +54,15 @@ class IntWeight(QTensor):
         """Rows of a plain (N, K) weight: (...,) -> (..., K) in the weight's dtype."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        if not isinstance(self.group_size, int) or self.group_size < 1:
+            raise ValueError(f"group_size is {self.group_size!r}, not a positive integer")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}, not one of {ACTIVATIONS}")
+        if self.trailing not in range(self.codes.dim() - 1):
+            raise ValueError(f"{self.trailing!r} trailing dimensions do not fit the codes")
+        super().check()
+
     def field_layout(self) -> dict[str, tuple[Dim, ...]]:
         ones: tuple[Dim, ...] = (1,) * self.trailing
         lead = (1,) * (self.codes.dim() - 1 - self.trailing)
@@ -75,6 +85,15 @@ class IntWeight(QTensor):
 
 # ------------------------------------------------------------------------------------------
 # conversion
+
+
+def check_dtypes(q: QTensor, allowed: dict[str, tuple[torch.dtype, ...]]) -> None:
+    """ValueError unless each field that is present has one of its dtypes."""
+    for name, t in q.tensors().items():
+        if t.dtype not in allowed[name]:
+            raise ValueError(
+                f"{name} has dtype {t.dtype}, not {' or '.join(map(str, allowed[name]))}"
+            )
 
 
 def chunked_rows(w: Tensor) -> Sequence[Tensor]:
