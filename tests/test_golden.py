@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ao_core import checkpoint
 from ao_core.tensor import QTensor
 from ao_quant import Int8Tensor, IntxTensor, PerGroup, PerTensor
@@ -17,7 +18,7 @@ GOLDEN = Path(__file__).with_name("golden")
 
 
 def weights() -> dict[str, torch.Tensor]:
-    """Weights whose codes and scales are exact, so that they do not depend on how a sum is rounded."""
+    """Weights whose codes and scales are exact: they do not depend on how a sum is rounded."""
     grid = (torch.arange(2 * 40).reshape(2, 40) * 37 % 15 - 7) * 0.25
     grid[:, ::8] = -2.0  # the largest magnitude of each group
     return {

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ao_hf  # noqa: F401
 import pytest
 import torch
 from tiny_models import causal_lm
 from transformers.utils import logging
+
+import ao_hf  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="session")

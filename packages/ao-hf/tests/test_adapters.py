@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ao_core.tensor import QTensor
 from tiny_models import FORMATS, INT8, assert_same_state, load, logits, token_ids
 from torch import Tensor, nn
+
+from ao_core.tensor import QTensor
 
 Checkpoint = Callable[[str], Path]
 
@@ -52,6 +53,7 @@ def test_an_adapter_of_ones_own(name: str, checkpoint: Checkpoint) -> None:
     assert torch.equal(layer.q_proj.linear.weight, before)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # an old name, which all of >=5.20 has
 def test_activation_checkpointing(checkpoint: Checkpoint) -> None:
     model = load(checkpoint("llama"), INT8).requires_grad_(False)
     layer = model.model.layers[0].mlp

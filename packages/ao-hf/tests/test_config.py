@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from ao_core.errors import ConfigError
-from ao_hf import AoConfig
-from ao_quant import FqnToConfig, Int8WeightOnlyConfig, PerGroup
 from tiny_models import FORMATS, INT4, INT8
 from transformers import LlamaConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
+
+from ao_core.errors import ConfigError
+from ao_hf import AoConfig
+from ao_quant import FqnToConfig, Int8WeightOnlyConfig, PerGroup
 
 RULES = FqnToConfig({"re:.*up_proj": INT8, "lm_head": None, "re:.*proj": INT4, "_default": INT8})
 CONFIGS = [

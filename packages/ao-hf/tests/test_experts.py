@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ao_core.tensor import QTensor
-from ao_hf import AoConfig
 from safetensors import safe_open
 from tiny_models import (
     FORMATS,
@@ -18,6 +16,9 @@ from tiny_models import (
     logits,
     token_ids,
 )
+
+from ao_core.tensor import QTensor
+from ao_hf import AoConfig
 
 Checkpoint = Callable[[str], Path]
 KINDS = ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"]
@@ -78,7 +79,9 @@ def test_experts_along_their_input(checkpoint: Checkpoint) -> None:
     assert difference(w.detach(), q.dequantize()) < 0.12
 
 
-def test_dequantized_experts_save_in_their_original_form(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_dequantized_experts_save_in_their_original_form(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     model = load(checkpoint("mixtral"), INT8)
     model.dequantize()
     model.save_pretrained(tmp_path)

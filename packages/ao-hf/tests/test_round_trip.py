@@ -4,15 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import ao_hf
 import pytest
 import torch
-from ao_core import checkpoint as checkpoints
-from ao_core.config import AOBaseConfig
-from ao_core.errors import ConversionError
-from ao_core.tensor import QTensor
-from ao_hf import AoConfig
-from ao_quant import FqnToConfig, quantize_
 from safetensors import safe_open
 from tiny_models import (
     FORMATS,
@@ -25,7 +18,20 @@ from tiny_models import (
     logits,
 )
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+import ao_hf
+from ao_core import checkpoint as checkpoints
+from ao_core.config import AOBaseConfig
+from ao_core.errors import ConversionError
+from ao_core.tensor import QTensor
+from ao_hf import AoConfig
+from ao_quant import FqnToConfig, quantize_
 
 Checkpoint = Callable[[str], Path]
 
@@ -43,7 +49,9 @@ def assert_ao_core_reads(folder: Path, model: PreTrainedModel) -> None:
     """ao_core.checkpoint gives what the model has, ties included."""
     state, ours = checkpoints.load(folder), model.state_dict()
     assert set(state) == set(ours)
-    assert all(type(t) is type(ours[name]) and torch.equal(t, ours[name]) for name, t in state.items())
+    assert all(
+        type(t) is type(ours[name]) and torch.equal(t, ours[name]) for name, t in state.items()
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -61,7 +69,9 @@ def test_every_format(name: str, checkpoint: Checkpoint, tmp_path: Path) -> None
     once = load(tmp_path / "once")
     assert_same_state(model, once)
     assert torch.equal(logits(model), logits(once))
-    assert once.dtype == torch.bfloat16 and not any(p.requires_grad for p in once.parameters() if isinstance(p, QTensor))
+    assert once.dtype == torch.bfloat16 and not any(
+        p.requires_grad for p in once.parameters() if isinstance(p, QTensor)
+    )
     once.save_pretrained(tmp_path / "twice")
     assert_same_state(model, load(tmp_path / "twice"))
     once_header, twice_header = (checkpoints.read_header(tmp_path / n) for n in ("once", "twice"))
@@ -144,7 +154,10 @@ def test_another_dtype(dtype: torch.dtype, checkpoint: Checkpoint, tmp_path: Pat
     for name, p in model.named_parameters():
         if isinstance(p, QTensor):
             theirs = other.get_parameter(name).tensors()
-            assert all(t.dtype == theirs[k].dtype and torch.equal(t, theirs[k]) for k, t in p.tensors().items())
+            assert all(
+                t.dtype == theirs[k].dtype and torch.equal(t, theirs[k])
+                for k, t in p.tensors().items()
+            )
     assert difference(logits(other), logits(model)) < 0.05
     on_the_fly = load(checkpoint("tied"), INT4, dtype=dtype)
     assert {p.dtype for p in on_the_fly.parameters()} == {dtype}
@@ -166,7 +179,9 @@ def test_without_and_with_the_head(checkpoint: Checkpoint, tmp_path: Path) -> No
     lm = load(tmp_path / "lm")
     assert_same_state(base, lm.model)
     base.save_pretrained(tmp_path / "base")
-    assert all(not name.startswith("model.") for name in names_in(tmp_path / "base")["model.safetensors"])
+    assert all(
+        not name.startswith("model.") for name in names_in(tmp_path / "base")["model.safetensors"]
+    )
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "base", output_loading_info=True)
     assert info["missing_keys"] == {"lm_head.weight"} and not info["unexpected_keys"]
     assert_same_state(again.model, lm.model)
@@ -245,7 +260,9 @@ def test_a_weight_that_another_weights_step_brings(checkpoint: Checkpoint, tmp_p
     state = load_file(tmp_path / "model.safetensors")
     for layer in (0, 1):
         gate, up = (f"model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up"))
-        state[f"model.layers.{layer}.mlp.fused.weight"] = torch.cat([state.pop(gate), state.pop(up)])
+        state[f"model.layers.{layer}.mlp.fused.weight"] = torch.cat(
+            [state.pop(gate), state.pop(up)]
+        )
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     targets = ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
     converter = WeightConverter("mlp.fused.weight", targets, [Chunk(dim=0)])
@@ -256,7 +273,9 @@ def test_a_weight_that_another_weights_step_brings(checkpoint: Checkpoint, tmp_p
         assert_same_state(both, load(checkpoint("llama"), INT8))
         assert_same_state(up_only, load(checkpoint("llama"), AoConfig(INT8, ["gate_proj"])))
         both.dequantize().save_pretrained(tmp_path / "float")
-        assert "model.layers.0.mlp.fused.weight" in names_in(tmp_path / "float")["model.safetensors"]
+        assert (
+            "model.layers.0.mlp.fused.weight" in names_in(tmp_path / "float")["model.safetensors"]
+        )
     finally:
         register_checkpoint_conversion_mapping("LlamaForCausalLM", [], overwrite=True)
 
@@ -273,7 +292,9 @@ def config_of(model: PreTrainedModel) -> AOBaseConfig:
     return model.config.quantization_config.quant_type
 
 
-def test_a_config_that_is_passed_to_a_quantized_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_config_that_is_passed_to_a_quantized_checkpoint(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     """Transformers says that the checkpoint's is used, and it is."""
     load(checkpoint("llama"), INT4).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="already has a `quantization_config`"):

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import CONFIGS, INT4, INT8, load, quantized_names
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, PreTrainedModel
+
 from ao_core.errors import ConversionError
 from ao_hf import AoConfig
 from ao_hf.selection import select
 from ao_quant import FqnToConfig
-from tiny_models import CONFIGS, INT4, INT8, load, quantized_names
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, PreTrainedModel
 
-LINEARS = [
-    f"self_attn.{n}_proj.weight" for n in "qkvo"
-] + [f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
+LINEARS = [f"self_attn.{n}_proj.weight" for n in "qkvo"] + [
+    f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")
+]
 ALL = {f"model.layers.{layer}.{name}" for layer in (0, 1) for name in LINEARS}
 
 
@@ -51,7 +52,10 @@ def test_other_embeddings_stay() -> None:
         model = AutoModelForMaskedLM.from_config(BertConfig(**sizes, intermediate_size=72))
     selection = select(model, AoConfig(INT4, include_embedding=True))
     embeddings = {name for name in selection.chosen if "embeddings" in name or "decoder" in name}
-    assert embeddings == {"bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"}
+    assert embeddings == {
+        "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.weight",
+    }
 
 
 @pytest.mark.parametrize(
@@ -121,16 +125,24 @@ def test_unknown_stacks_are_reported() -> None:
 
 def test_a_rule_that_matches_nothing() -> None:
     rules = FqnToConfig({"model.layers.0.self_attn.q_prj": INT4, "_default": INT4})
-    with pytest.raises(ConversionError, match=r"match nothing .*\n.*did you mean 'model.layers.0.self_attn.q_proj'"):
+    with pytest.raises(
+        ConversionError, match=r"match nothing .*\n.*did you mean 'model.layers.0.self_attn.q_proj'"
+    ):
         chosen("llama", rules)
-    with pytest.raises(ConversionError, match="modules_to_not_convert: 'lm_heads' matches nothing in LlamaForCausalLM"):
+    with pytest.raises(
+        ConversionError,
+        match="modules_to_not_convert: 'lm_heads' matches nothing in LlamaForCausalLM",
+    ):
         chosen("llama", INT4, ["lm_head", "lm_heads"])
     with pytest.raises(ConversionError, match="nothing to convert in LlamaForCausalLM"):
         chosen("llama", INT4, ["model"])
 
 
 def test_half_a_tie_is_refused() -> None:
-    with pytest.raises(ConversionError, match=r"lm_head.weight: is tied to model.embed_tokens.weight; name all places"):
+    with pytest.raises(
+        ConversionError,
+        match=r"lm_head.weight: is tied to model.embed_tokens.weight; name all places",
+    ):
         chosen("tied", FqnToConfig({"lm_head": INT4}))
     both = FqnToConfig({"lm_head": INT4, "model.embed_tokens": INT4})
     assert chosen("tied", both) == {"lm_head.weight", "model.embed_tokens.weight"}
@@ -138,12 +150,19 @@ def test_half_a_tie_is_refused() -> None:
     with pytest.raises(ConversionError, match="different configs"):
         chosen("tied", unlike)
     pattern = FqnToConfig({"re:.*embed_tokens": INT4, "_default": INT4})
-    assert "is tied" in select(on_meta("tied"), AoConfig(pattern)).skipped["model.embed_tokens.weight"]
+    assert (
+        "is tied" in select(on_meta("tied"), AoConfig(pattern)).skipped["model.embed_tokens.weight"]
+    )
 
 
-def test_what_cannot_be_converted_is_refused_before_loading(checkpoint: Callable[[str], Path]) -> None:
+def test_what_cannot_be_converted_is_refused_before_loading(
+    checkpoint: Callable[[str], Path],
+) -> None:
     rules = FqnToConfig({"model.norm.weight": INT4, "_default": INT4})
-    with pytest.raises(ConversionError, match=r"1 parameters cannot be converted:\n  model.norm.weight: has shape \(64,\)"):
+    with pytest.raises(
+        ConversionError,
+        match=r"1 parameters cannot be converted:\n  model.norm.weight: has shape \(64,\)",
+    ):
         load(checkpoint("llama"), rules)
 
 

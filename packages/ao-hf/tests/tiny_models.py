@@ -4,17 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ao_core.config import AOBaseConfig
-from ao_core.granularity import PerGroup
-from ao_hf import AoConfig
-from ao_quant import (
-    Int4WeightOnlyConfig,
-    Int8DynamicActivationInt4WeightConfig,
-    Int8DynamicActivationInt8WeightConfig,
-    Int8DynamicActivationIntxWeightConfig,
-    Int8WeightOnlyConfig,
-    IntxWeightOnlyConfig,
-)
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +14,18 @@ from transformers import (
     PreTrainedModel,
     Qwen2MoeConfig,
     Qwen3MoeConfig,
+)
+
+from ao_core.config import AOBaseConfig
+from ao_core.granularity import PerGroup
+from ao_hf import AoConfig
+from ao_quant import (
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt4WeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8DynamicActivationIntxWeightConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
 )
 
 # The groups do not divide the 136 features of down_proj: the last one is shorter.
@@ -92,7 +93,9 @@ def load(folder: Path, config: AOBaseConfig | AoConfig | None = None, **kwargs: 
 
 
 def token_ids(rows: int = 2, length: int = 9) -> Tensor:
-    return torch.randint(3, SIZES["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(7))
+    return torch.randint(
+        3, SIZES["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(7)
+    )
 
 
 def logits(model: PreTrainedModel) -> Tensor:

@@ -187,14 +187,15 @@ template <int B>
 struct DotPass {
   const Groups& groups;
   const uint16_t* activations;  // of the first chunk; chunks are x_stride apart
-  int64_t x_stride, row_bytes, n_chunks, n_full, at_once, prefetch;
+  int64_t x_stride, row_bytes, n_chunks, n_full, at_once;
   ChunkMask tail;
 };
 
-// Chunks [from, from + at_once) of R rows; sums in lanes[R][V][16] go on from what is there unless from is 0.
+// Chunks [from, from + at_once) of R rows; sums in lanes[R][V][16] go on from what is there unless from is 0. As many
+// bytes at `next` are asked for meanwhile.
 template <int B, int V, int R, bool Whole>
-void dot_part(const DotPass<B>& pass, const uint8_t* codes, const float* scales, int64_t pitch, int64_t from,
-              float* lanes) {
+void dot_part(const DotPass<B>& pass, const uint8_t* codes, const uint8_t* next, const float* scales,
+              int64_t pitch, int64_t from, float* lanes) {
   constexpr int kBytes = chunk_bytes<B>;
   constexpr int kChunksOfLine = kBytes < 64 ? 64 / kBytes : 1;
   const Groups groups = pass.groups;
@@ -209,7 +210,7 @@ void dot_part(const DotPass<B>& pass, const uint8_t* codes, const float* scales,
     if (c % kChunksOfLine == 0)
       for (int r = 0; r < R; ++r)
         for (int line = 0; line < kBytes; line += 64)
-          _mm_prefetch(p + r * row_bytes + pass.prefetch + line, _MM_HINT_T0);
+          _mm_prefetch(next + (c - from) * kBytes + r * row_bytes + line, _MM_HINT_T0);
     dot_chunk<B, V, R, Whole, true>(p, row_bytes, {}, pass.activations + c * pass.x_stride,
                                     scales + groups.first[c], pitch, groups.lanes + c * groups.lanes_stride,
                                     sums);
@@ -239,7 +240,6 @@ void dot_rows(const LinearArgs& a, const Activations& x, const Groups& groups, i
   const DotPass<B> pass{
       .groups = groups, .activations = x.at(m, 0, 0), .x_stride = x.rows * x.planes * kChunk,
       .row_bytes = a.row_bytes, .n_chunks = x.n_chunks, .n_full = n_full, .at_once = at_once,
-      .prefetch = at_once == x.n_chunks ? kPrefetch : 2 * a.row_bytes,
       .tail = chunk_mask(a.row_bytes - n_full * chunk_bytes<B>)};
   auto* scales = static_cast<float*>(scratch(3, (kRowBlock * a.G + 16) * sizeof(float)));
   alignas(64) float lanes[kRowBlock][V][16];
@@ -248,11 +248,20 @@ void dot_rows(const LinearArgs& a, const Activations& x, const Groups& groups, i
     const int64_t pitch = read_scales(a, block, rows, scales);
     const uint8_t* codes = a.codes + block * a.row_bytes;
     for (int64_t from = 0; from < x.n_chunks; from += at_once) {
-      int j = 0;
-      for (; j + R <= rows; j += R)
-        dot_part<B, V, R, Whole>(pass, codes + j * a.row_bytes, scales + j * pitch, pitch, from, lanes[j][0]);
-      for (; j < rows; ++j)
-        dot_part<B, V, 1, Whole>(pass, codes + j * a.row_bytes, scales + j * pitch, pitch, from, lanes[j][0]);
+      for (int j = 0; j < rows;) {
+        const int64_t row = j * a.row_bytes;
+        // In parts the block's bytes are not read in order; those of the next block are asked for in order.
+        const uint8_t* next = at_once == x.n_chunks
+                                  ? codes + row + kPrefetch
+                                  : codes + kRowBlock * a.row_bytes + (from * rows + j * at_once) * chunk_bytes<B>;
+        if (j + R <= rows) {
+          dot_part<B, V, R, Whole>(pass, codes + row, next, scales + j * pitch, pitch, from, lanes[j][0]);
+          j += R;
+        } else {
+          dot_part<B, V, 1, Whole>(pass, codes + row, next, scales + j * pitch, pitch, from, lanes[j][0]);
+          j += 1;
+        }
+      }
     }
     store_block<B, V>(a, x, m, tokens, block, rows, scales, pitch, &lanes[0][0][0]);
   }

@@ -52,7 +52,8 @@ void tile_linear(const LinearArgs& a) {
     const int64_t end = m + limit < a.M ? m + limit : a.M;
     const Activations x = pack_activations(a, kTileOrder<B>, kBlockCodes, m, end, a.zero != nullptr);
     const int64_t n_tiles = (a.N + kTileRows - 1) / kTileRows;
-    parallel_for(n_tiles, 1, a.M * a.N * a.K < kSerialProducts ? 1 : a.n_threads, [&](int64_t from, int64_t to) {
+    const int64_t grain = (n_tiles + 4 * a.n_threads - 1) / (4 * a.n_threads);
+    parallel_for(n_tiles, grain, a.M * a.N * a.K < kSerialProducts ? 1 : a.n_threads, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) tile_rows<B>(a, x, m, i * kTileRows);
     });
   }

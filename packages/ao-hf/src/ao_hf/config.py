@@ -14,6 +14,7 @@ from typing import Any
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+import ao_quant  # noqa: F401  registers the configs and tensors that config.json and headers name
 from ao_core.config import AOBaseConfig, config_from_dict, config_to_dict
 from ao_core.errors import ConfigError
 from ao_core.match import FqnToConfig
@@ -59,7 +60,9 @@ class AoConfig(QuantizationConfigMixin):
             if config is not None:
                 get_handler(config)
         if not isinstance(include_embedding, bool):
-            raise ConfigError(f"AoConfig: include_embedding is True or False, got {include_embedding!r}")
+            raise ConfigError(
+                f"AoConfig: include_embedding is True or False, got {include_embedding!r}"
+            )
         self.quant_method = METHOD  # type: ignore[assignment]
         self.quant_type = quant_type
         self.modules_to_not_convert = _checked(modules_to_not_convert)
@@ -86,7 +89,9 @@ class AoConfig(QuantizationConfigMixin):
                 f"AoConfig has no field {', '.join(map(repr, unknown))}; its fields are {', '.join(FIELDS)}"
             )
         if not isinstance(given.get("quant_type"), dict):
-            raise ConfigError(f"AoConfig: quant_type is a JSON object, got {given.get('quant_type')!r}")
+            raise ConfigError(
+                f"AoConfig: quant_type is a JSON object, got {given.get('quant_type')!r}"
+            )
         config = cls(**(given | {"quant_type": config_from_dict(given["quant_type"])}))
         return (config, kwargs) if return_unused_kwargs else config
 

@@ -59,7 +59,9 @@ class QuantizeWeights(ConversionOps):
     def _converted(self, w: Tensor, target: Target) -> Tensor:
         expected = tuple(target.parameter.shape)
         if tuple(w.shape) != expected:
-            self.errors[target.fqn] = f"has shape {tuple(w.shape)} in the checkpoint, {expected} in the model"
+            self.errors[target.fqn] = (
+                f"has shape {tuple(w.shape)} in the checkpoint, {expected} in the model"
+            )
             return w
         try:
             return quantized(w, target)
@@ -108,6 +110,9 @@ class MappedFiles:
         """
         start, stop = t.data_ptr(), t.data_ptr() + t.nbytes
         if t.is_contiguous() and any(low <= start and stop <= high for low, high in self.ranges):
-            start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+            start, stop = (
+                -(-start // mmap.PAGESIZE) * mmap.PAGESIZE,
+                stop // mmap.PAGESIZE * mmap.PAGESIZE,
+            )
             if start < stop:
                 self.madvise(start, stop - start, mmap.MADV_DONTNEED)

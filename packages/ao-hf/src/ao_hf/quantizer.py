@@ -1,8 +1,8 @@
 """AoQuantizer: the hooks that Transformers calls while it loads, saves and converts a quantized model.
 
-    a float checkpoint        selection.py chooses, conversion.py converts weight by weight
-    a checkpoint of ours      stored.py: placeholders before loading, quantized parameters after it
-    save_pretrained           stored.py: plain tensors and a header
+a float checkpoint        selection.py chooses, conversion.py converts weight by weight
+a checkpoint of ours      stored.py: placeholders before loading, quantized parameters after it
+save_pretrained           stored.py: plain tensors and a header
 """
 
 import re
@@ -82,19 +82,25 @@ class AoQuantizer(HfQuantizer):
         key = (target.config, param.shape[-2 if transposed else -1])
         if key not in self.sizes:
             with torch.device("cpu"):
-                sample = get_handler(key[0]).convert(torch.zeros(8, key[1], dtype=param.dtype), key[0])
+                sample = get_handler(key[0]).convert(
+                    torch.zeros(8, key[1], dtype=param.dtype), key[0]
+                )
             self.sizes[key] = sample.nbytes / sample.numel()
         return self.sizes[key]
 
     # --- while loading
 
-    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+    def param_needs_quantization(
+        self, model: PreTrainedModel, param_name: str, **kwargs: Any
+    ) -> bool:
         return param_name in self.selection.chosen
 
     def get_quantize_ops(self) -> QuantizeWeights:
         return self.operation
 
-    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+    def get_new_dtype(
+        self, converter: Any, param: Any, dtype: torch.dtype | None
+    ) -> torch.dtype | None:
         """Codes, scales and zeros keep the dtypes that they were saved with."""
         if self.placeholders and set(converter.target_patterns) & self.placeholders.names():
             return None
@@ -123,7 +129,9 @@ class AoQuantizer(HfQuantizer):
             if w is None or isinstance(w, QTensor):
                 continue
             if not getattr(w, "_is_hf_initialized", False):
-                self.selection.skipped[name] = "is not in the checkpoint: initialized, and left in float"
+                self.selection.skipped[name] = (
+                    "is not in the checkpoint: initialized, and left in float"
+                )
                 continue
             try:
                 module._parameters[target.name] = quantized(w, target)
@@ -179,7 +187,9 @@ def attach(model: PreTrainedModel, quantization_config: AoConfig | AOBaseConfig)
     if not isinstance(quantization_config, AoConfig):
         quantization_config = AoConfig(quantization_config)
     if not any(isinstance(p, QTensor) for p in model.parameters()):
-        raise ConversionError("attach: no weight of the model is quantized; call quantize_ on it first")
+        raise ConversionError(
+            "attach: no weight of the model is quantized; call quantize_ on it first"
+        )
     quantizer = AoQuantizer(quantization_config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = METHOD
@@ -209,12 +219,16 @@ def report(model: nn.Module, skipped: Mapping[str, str]) -> Report:
 def _in_float(p: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
     if isinstance(p, QTensor):
         return nn.Parameter(p.detach().to(dtype).dequantize(), requires_grad=False)
-    return p if p.dtype == dtype else nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
+    return (
+        p if p.dtype == dtype else nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
+    )
 
 
 def _dtype(plan: Mapping[str, torch.dtype], name: str, parameter: Tensor) -> torch.dtype:
     """The dtype that Transformers gives a parameter: the model's, or that of a rule of the model."""
-    rules = (dtype for pattern, dtype in plan.items() if re.search(pattern.replace("*", ".*"), name))
+    rules = (
+        dtype for pattern, dtype in plan.items() if re.search(pattern.replace("*", ".*"), name)
+    )
     return next(rules, parameter.dtype)
 
 

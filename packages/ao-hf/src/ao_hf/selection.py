@@ -4,8 +4,6 @@ The rules are those of ao_core.match; "_default" is widened to what a Transforme
 nn.Linear (fused experts, embeddings on request) and narrowed by what is better left in float.
 """
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn

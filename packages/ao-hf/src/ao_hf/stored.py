@@ -45,7 +45,10 @@ class Placeholders:
     """The stand-ins for a model's quantized parameters while Transformers loads a checkpoint."""
 
     def __init__(
-        self, model: PreTrainedModel, files: Sequence[str], dtype_of: Callable[[str, Tensor], torch.dtype]
+        self,
+        model: PreTrainedModel,
+        files: Sequence[str],
+        dtype_of: Callable[[str, Tensor], torch.dtype],
     ) -> None:
         """Read what `files` hold and put placeholders into `model`, which is on the meta device.
 
@@ -53,7 +56,9 @@ class Placeholders:
         CheckpointError when the files are not a checkpoint of ours, are damaged, or do not fit the model.
         """
         if not files or not all(str(path).endswith(".safetensors") for path in files):
-            raise CheckpointError(f"quantized weights are read from safetensors files, got {list(files)}")
+            raise CheckpointError(
+                f"quantized weights are read from safetensors files, got {list(files)}"
+            )
         skeletons, stored = read_files(files)
         self.model = model
         self.weights: dict[str, QTensor] = {}
@@ -77,7 +82,10 @@ class Placeholders:
 
     def _put(self, name: str, q: QTensor) -> None:
         module, leaf = _owner(self.model, name)
-        parts = {field_name(leaf, field): nn.Parameter(t, requires_grad=False) for field, t in q.tensors().items()}
+        parts = {
+            field_name(leaf, field): nn.Parameter(t, requires_grad=False)
+            for field, t in q.tensors().items()
+        }
         for part in parts:
             if hasattr(module, part):
                 raise CheckpointError(f"{name}: {type(module).__name__} has a {part} of its own")
@@ -106,7 +114,9 @@ class Placeholders:
 
     def names(self) -> set[str]:
         """The placeholders' full names."""
-        return {field_name(name, field) for name, q in self.weights.items() for field in q.tensors()}
+        return {
+            field_name(name, field) for name, q in self.weights.items() for field in q.tensors()
+        }
 
     def assemble(self) -> None:
         """Replace the loaded placeholders by the quantized parameters that they make up."""
