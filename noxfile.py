@@ -313,7 +313,7 @@ def smoke(session: nox.Session, packages: list[str]) -> None:
 
 # --- running it
 
-MODEL_TOOLS = ("transformers", "gguf", "matplotlib")
+MODEL_TOOLS = ("transformers", "accelerate", "gguf", "matplotlib")  # GGUF needs accelerate
 OURS = "ao-quant[hf]" if "ao-hf" in PROJECTS else "ao-quant"
 DEMO = Environment("demo", OURS, *MODEL_TOOLS)
 BENCH = Environment("bench", OURS, *MODEL_TOOLS)
