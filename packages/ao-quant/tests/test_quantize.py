@@ -195,6 +195,28 @@ def test_experts(name: str) -> None:
 
 
 @EACH
+def test_grouped_product_of_experts_is_one_graph(name: str) -> None:
+    """Which rows meet which expert is known only when the graph runs; gradients pass through it."""
+    torch._dynamo.reset()
+    config, _, _ = CONFIGS[name]
+    model = nn.Module()
+    model.up_proj = nn.Parameter(torch.randn(3, 48, 64))
+    quantize_(model, FqnToConfig({"up_proj": config}))
+
+    def product(x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten._grouped_mm(x, model.up_proj.mT, offsets)
+
+    compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
+    for ends in ([2, 2, 6], [0, 1, 6]):
+        x, offsets = torch.randn(6, 64), torch.tensor(ends, dtype=torch.int32)
+        assert torch.equal(compiled(x, offsets), product(x, offsets))
+        eager, traced = (x.clone().requires_grad_() for _ in range(2))
+        product(eager, offsets).square().sum().backward()
+        compiled(traced, offsets).square().sum().backward()
+        torch.testing.assert_close(traced.grad, eager.grad)
+
+
+@EACH
 def test_state_dict_and_pickle(name: str) -> None:
     config, _, _ = CONFIGS[name]
     model, x = mlp(), torch.randn(3, 160)

@@ -17,6 +17,8 @@ from ao_core.errors import ConfigError, UnsupportedOpError
 from ao_core.granularity import Granularity, PerAxis, PerGroup
 from ao_core.tensor import Dim, QTensor
 
+from .experts import grouped_product
+
 __all__ = ["IntWeight", "check_granularity", "group_size_of", "refuse"]
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -233,13 +235,8 @@ def _grouped_mm(
             "a grouped product with a quantized weight takes 2-D tokens sorted by expert, offs, "
             "and no bias"
         )
-    y = a.new_empty(a.shape[0], b.shape[-1], dtype=out_dtype or a.dtype)
-    start = 0
-    for e, stop in enumerate(offs.tolist()):
-        if stop > start:
-            y[start:stop] = _mm(a[start:stop], b[e])
-        start = stop
-    return y
+    y = grouped_product(a, b, offs)
+    return y if out_dtype is None else y.to(out_dtype)
 
 
 @IntWeight.implements(F.embedding)
