@@ -25,6 +25,7 @@ int64_t pass_tokens(const LinearArgs& a) {
 }
 
 constexpr int64_t kAloneElements = 1 << 15;  // fewer elements of x are quantized by the caller alone
+constexpr int64_t kAloneProducts = 1 << 18;  // fewer products (3 us of one core) are not worth waking a thread
 
 Tokens allocate_tokens(const LinearArgs& a, int64_t count, int64_t n_segments) {
   Tokens x;
@@ -71,8 +72,9 @@ void pass(const LinearArgs& a, bool symmetric, int64_t m0, int64_t n_tokens) {
   });
 
   const int64_t n_blocks = (a.N + kBlockRows - 1) / kBlockRows;
-  const int64_t grain = max_of(1, n_blocks / (16 * a.n_threads));
-  parallel_for(n_blocks, grain, a.n_threads, [&](int64_t begin, int64_t end) {
+  const int threads = count * a.N * a.K < kAloneProducts ? 1 : a.n_threads;
+  const int64_t grain = max_of(1, n_blocks / (16 * threads));
+  parallel_for(n_blocks, grain, threads, [&](int64_t begin, int64_t end) {
     char* const memory =
         static_cast<char*>(scratch(3, product.scratch_bytes() + count * kBlockRows * sizeof(float)));
     float* const acc = reinterpret_cast<float*>(memory + product.scratch_bytes());
@@ -80,7 +82,7 @@ void pass(const LinearArgs& a, bool symmetric, int64_t m0, int64_t n_tokens) {
       const int64_t n = block * kBlockRows;
       const int rows = static_cast<int>(min_of(kBlockRows, a.N - n));
       // After its last block a thread most likely gets the piece behind those of the other threads.
-      const int64_t next = block + 1 < end ? block + 1 : block + 1 + (a.n_threads - 1) * grain;
+      const int64_t next = block + 1 < end ? block + 1 : block + 1 + (threads - 1) * grain;
       prefetch_block(a, m0, n_tokens, n);
       product.block(a, x, segments, n, rows, min_of(next * kBlockRows, a.N), memory, acc);
       store_block(a, x, m0, n_tokens, n, rows, symmetric ? nullptr : acc + n_tokens * kBlockRows, acc);
