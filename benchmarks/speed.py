@@ -59,14 +59,19 @@ def prefill(model: nn.Module, *, tokens: int = 512) -> float:
 
 
 class CompiledDecode:
-    """Greedy decoding with a static cache, one step compiled with fullgraph=True."""
+    """Greedy decoding with a static cache, one step compiled with fullgraph=True.
+
+    Guards are checked while it warms up, then skipped, for every side: model and shapes do not
+    change in the loop, and dynamo's checks of 272 parameters cost 2 ms a token here.
+    """
 
     def __init__(self, model: nn.Module, *, tokens: int = 48, context: int = CONTEXT) -> None:
         from transformers import StaticCache
 
         self.model, self.tokens, self.context = model, tokens, context
         self.cache = StaticCache(config=model.config, max_cache_len=context + tokens)
-        self.step = torch.compile(self._step, fullgraph=True)
+        unguarded = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        self.step = torch.compile(self._step, fullgraph=True, options=unguarded)
 
     def _step(self, token: Tensor, position: Tensor) -> Tensor:
         logits = self.model(

@@ -93,7 +93,7 @@ def _set_data(q: QTensor, source: Tensor) -> None:
         )
     with torch._C.DisableTorchFunctionSubclass():
         Tensor.data.__set__(q, source.detach())  # type: ignore[attr-defined]
-    q.__dict__.update({k: source.__dict__[k] for k in (*q._data, *q._meta)})
+    q.__dict__.update({k: source.__dict__[k] for k in (*q._data, *q._meta, "_flat")})
 
 
 @QTensor.implements(torch._has_compatible_shallow_copy_type)
