@@ -6,6 +6,7 @@ A side of `measure.alternate` is one of these functions with its model bound.
 from __future__ import annotations
 
 import time
+import types
 from typing import Any
 
 import torch
@@ -71,7 +72,9 @@ class CompiledDecode:
         self.model, self.tokens, self.context = model, tokens, context
         self.cache = StaticCache(config=model.config, max_cache_len=context + tokens)
         unguarded = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        self.step = torch.compile(self._step, fullgraph=True, options=unguarded)
+        code = CompiledDecode._step.__code__.replace()  # dynamo keeps what it compiled by code object
+        own = types.MethodType(types.FunctionType(code, globals()), self)
+        self.step = torch.compile(own, fullgraph=True, options=unguarded)
 
     def _step(self, token: Tensor, position: Tensor) -> Tensor:
         logits = self.model(
