@@ -70,15 +70,24 @@ void unpack_rows(const uint8_t* const rows[16], int64_t offset, int64_t bytes, u
   }
 }
 
+// Bytes that a pair of codes after another asks for: the next tile's, in the order of memory, while this one is multiplied.
+// The tile itself reads short pieces of many rows, which no prefetcher follows, and a burst of prefetches
+// is dropped by the processor.
+struct Ahead {
+  const uint8_t* bytes;
+  int64_t step;
+};
+
 // sums[t][32] += scales[32] * (codes of n_pairs pairs . activations of T tokens)
 template <int T>
 void tile_group(const uint32_t* codes, const uint16_t* x, int64_t x_stride, int n_pairs,
-                const float* scales, float* sums) {
+                const float* scales, float* sums, Ahead ahead) {
   __m512 low[T], high[T];
   for (int t = 0; t < T; ++t) low[t] = high[t] = _mm512_setzero_ps();
   for (int i = 0; i < n_pairs; ++i) {
     const __m512i w0 = _mm512_load_si512(codes + i * kTileRows);
     const __m512i w1 = _mm512_load_si512(codes + i * kTileRows + 16);
+    _mm_prefetch(ahead.bytes + i * ahead.step, _MM_HINT_T1);
 #pragma GCC unroll 12
     for (int t = 0; t < T; ++t) {
       int32_t pair;
@@ -97,7 +106,7 @@ void tile_group(const uint32_t* codes, const uint16_t* x, int64_t x_stride, int 
   }
 }
 
-using TileGroup = void (*)(const uint32_t*, const uint16_t*, int64_t, int, const float*, float*);
+using TileGroup = void (*)(const uint32_t*, const uint16_t*, int64_t, int, const float*, float*, Ahead);
 inline constexpr TileGroup kTileGroups[kTileTokens + 1] = {
     nullptr,       tile_group<1>, tile_group<2>, tile_group<3>,  tile_group<4>,
     tile_group<5>, tile_group<6>, tile_group<7>, tile_group<8>,  tile_group<9>,
@@ -156,17 +165,6 @@ inline void start_sums(const LinearArgs& a, const Activations& x, const RowTile&
   }
 }
 
-// Asks for codes [k, k_end) of every row's share of the next 32 rows, which lie behind these: in the order of memory, where
-// the tile itself reads short pieces of many rows, which no prefetcher follows. (9 tokens, weights
-// from memory, one thread: 14.8 ns per 128 codes of a row without, see docs/decisions/0003-threads.md.)
-inline void prefetch_next_tile(const LinearArgs& a, const RowTile& tile, int64_t begin, int64_t k, int64_t k_end) {
-  if (begin + 2 * kTileRows > a.N) return;
-  const int64_t bytes = kTileRows * a.row_bytes;
-  const uint8_t* next = tile.rows[0] + bytes;
-  for (int64_t at = bytes * k / a.K / 64 * 64; at < bytes * k_end / a.K; at += 64)
-    _mm_prefetch(next + at, _MM_HINT_T1);
-}
-
 // All tokens of x (from token m_begin of the call) times weight rows [begin, begin + 32).
 template <int B>
 void tile_rows(const LinearArgs& a, const Activations& x, int64_t m_begin, int64_t begin) {
@@ -177,6 +175,8 @@ void tile_rows(const LinearArgs& a, const Activations& x, int64_t m_begin, int64
   start_sums(a, x, tile, begin, sums);
 
   const int64_t n_blocks = (x.rows + kTileTokens - 1) / kTileTokens;
+  const int64_t bytes = kTileRows * a.row_bytes;
+  const bool has_next = begin + 2 * kTileRows <= a.N;
   const int64_t x_stride = x.planes * kBlockCodes;
   for (int64_t k = 0; k < a.K; k += kBlockCodes) {
     const int64_t k_end = k + kBlockCodes < a.K ? k + kBlockCodes : a.K;
@@ -184,7 +184,6 @@ void tile_rows(const LinearArgs& a, const Activations& x, int64_t m_begin, int64
       for (int half = 0; half < 2; ++half)
         unpack_rows<B>(tile.rows + 16 * half, c * chunk_bytes<B>, a.row_bytes - c * chunk_bytes<B>,
                        codes + (c * kChunk - k) / 2 * kTileRows + 16 * half);
-    prefetch_next_tile(a, tile, begin, k, k_end);
     for (int64_t block = 0; block < n_blocks; ++block) {
       const int64_t m = x.rows * block / n_blocks;
       const auto tokens = static_cast<int>(x.rows * (block + 1) / n_blocks - m);
@@ -193,10 +192,13 @@ void tile_rows(const LinearArgs& a, const Activations& x, int64_t m_begin, int64
         for (int64_t from = k; from < k_end;) {
           const int64_t g = from / a.group_size;
           const int64_t to = (g + 1) * a.group_size < k_end ? (g + 1) * a.group_size : k_end;
+          const bool asks = block == 0 && plane == 0 && has_next;
+          const Ahead ahead = {asks ? tile.rows[0] + bytes + bytes * from / a.K : tile.rows[0],
+                               asks ? 2 * bytes / a.K : 0};
           const int64_t first = from - k, n_codes = (to - from + 7) / 8 * 8;
           kTileGroups[tokens](codes + first / 2 * kTileRows, activations + first, x_stride,
                               static_cast<int>(n_codes / 2), tile.scales + g * kTileRows,
-                              sums + m * kTileRows);
+                              sums + m * kTileRows, ahead);
           from = to;
         }
       }
