@@ -40,20 +40,18 @@ NOTE = """\
 This model comes as GGUF Q4_1: its weights already sit on an int4 grid (asymmetric, groups of 32),
 so that setting is not shown, and the bf16 model is itself a 4-bit one written as bfloat16."""
 
-HQQ = Int4WeightOnlyConfig(group_size=128, algorithm="hqq")
 FORMATS: dict[str, Any] = {
     "bf16": None,
     "int8 weight-only": Int8WeightOnlyConfig(),
     "int8 dynamic": Int8DynamicActivationInt8WeightConfig(),
     "8da4w g32": Int8DynamicActivationInt4WeightConfig(group_size=32),
     "int4 g128": Int4WeightOnlyConfig(group_size=128),
-    "int4 g64 hqq": Int4WeightOnlyConfig(group_size=64, algorithm="hqq"),
-    "int4 g128 hqq": HQQ,
-    "int4 g128 hqq, int8 embedding": FqnToConfig(
+    "int4 g128 hqq": Int4WeightOnlyConfig(group_size=128, algorithm="hqq"),
+    "int4 g64 hqq, int8 embedding": FqnToConfig(
         {
             "model.embed_tokens": Int8WeightOnlyConfig(),  # also the head: the two are tied
             "lm_head": Int8WeightOnlyConfig(),
-            r"re:model\.layers\..*_proj": HQQ,
+            r"re:model\.layers\..*_proj": Int4WeightOnlyConfig(group_size=64, algorithm="hqq"),
         }
     ),
 }
@@ -133,7 +131,7 @@ def make(name: str, config: Any, folder: Path, tokenizer: Any, windows: list[Ten
         saved, equal = folder, "-"
     else:
         model.save_pretrained(saved)
-        first, model = model, load(saved)
+        first, model = model, models.load(saved)
         equal = "yes" if identical(first, model) else "no"
         say(f"  quantized while loading in {took:.1f} s; saved, loaded again, bit-equal: {equal}")
     size = sum(file.stat().st_size for file in saved.glob("*.safetensors")) / 1e6
@@ -151,10 +149,6 @@ def quantized(folder: Path, config: Any) -> nn.Module:
 
     options = {} if config is None else {"quantization_config": AoConfig(quant_type=config)}
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options).eval()
-
-
-def load(folder: Path) -> nn.Module:
-    return models.load(folder)
 
 
 def identical(a: nn.Module, b: nn.Module) -> bool:

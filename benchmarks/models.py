@@ -110,6 +110,7 @@ def llama_1b(layers: int = 16) -> nn.Module:
     )
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.tie_weights()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

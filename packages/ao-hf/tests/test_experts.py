@@ -28,7 +28,8 @@ PATHS = ["grouped_mm", "eager", "batched_mm"]
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_products(kind: str, path: str, checkpoint: Checkpoint) -> None:
-    """Each path computes with the weights that dequantize() shows, bit for bit what the codes stand for."""
+    """Each path computes with the weights that dequantize() shows, bit for bit what the codes stand
+    for."""
     exact = load(checkpoint(kind), INT8, dtype=torch.float32, experts_implementation=path)
     layer = exact.model.layers[0].mlp
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,5 @@
-"""Quantize while loading, save, reload: bit by bit, for every format, and readable by ao_core too."""
+"""Quantize while loading, save, reload: bit by bit, for every format, and readable by ao_core
+too."""
 
 import json
 from collections.abc import Callable
@@ -199,7 +200,8 @@ def test_a_new_head_stays_in_float(checkpoint: Checkpoint) -> None:
 
 
 def test_dequantize(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Back to a float model that saves as one, also after save_pretrained (config.dtype is text then)."""
+    """Back to a float model that saves as one, also after save_pretrained (config.dtype is text
+    then)."""
     model = load(checkpoint("tied"), AoConfig(INT8, include_embedding=True))
     model.save_pretrained(tmp_path / "quantized")
     expected = logits(model)
@@ -250,7 +252,8 @@ def test_an_untied_head_stays_untied(checkpoint: Checkpoint, tmp_path: Path) -> 
 
 
 def test_a_weight_that_another_weights_step_brings(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Transformers asks for the first of the weights that a fused tensor is split into; the others count too."""
+    """Transformers asks for the first of the weights that a fused tensor is split into; the others
+    count too."""
     from safetensors.torch import load_file, save_file
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
     from transformers.core_model_loading import Chunk, WeightConverter

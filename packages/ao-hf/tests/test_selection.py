@@ -114,7 +114,8 @@ def test_experts_by_rule() -> None:
 
 
 def test_unknown_stacks_are_reported() -> None:
-    """A large three-dimensional parameter that no rule reached may be experts: it is not passed over in silence."""
+    """A large three-dimensional parameter that no rule reached may be experts: it is not passed
+    over in silence."""
     model = on_meta("llama")
     model.model.layers[0].mlp.adapters = torch.nn.Parameter(torch.empty(4, 64, 64, device="meta"))
     reason = select(model, AoConfig(INT4)).skipped["model.layers.0.mlp.adapters"]

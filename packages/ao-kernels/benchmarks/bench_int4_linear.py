@@ -1,15 +1,17 @@
-"""int4 weight-only linear against torch: bf16 and float32 F.linear, and torch's own packed int4 kernel.
+"""int4 weight-only linear against torch: bf16 and float32 F.linear, and torch's own packed int4
+kernel.
 
-    python benchmarks/bench_int4_linear.py --shapes 4096x4096 --tokens 1,8,32,128
+python benchmarks/bench_int4_linear.py --shapes 4096x4096 --tokens 1,8,32,128
 """
 
 from __future__ import annotations
 
 import torch
-from ao_core.packing import pack
-from ao_kernels.ops import int4_linear
 from measure import Memory, Report, alternate, arguments, check_close, shapes
 from torch.nn.functional import linear
+
+from ao_core.packing import pack
+from ao_kernels.ops import int4_linear
 
 
 def main() -> None:
@@ -28,7 +30,9 @@ def main() -> None:
                 n_bytes = sum(t.nbytes for t in layers[0][:3] if t is not None)
                 sides["read"] = memory.reads(n_bytes, len(layers))
                 report.add(
-                    f"{N}x{K} g{g} M={M}", alternate(sides, memory, seconds=options.seconds), n_bytes
+                    f"{N}x{K} g{g} M={M}",
+                    alternate(sides, memory, seconds=options.seconds),
+                    n_bytes,
                 )
 
 

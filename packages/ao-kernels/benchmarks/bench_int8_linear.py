@@ -1,14 +1,15 @@
 """int8 weight-only linear against F.linear and torch's own _weight_int8pack_mm (one scale a row).
 
-    python benchmarks/bench_int8_linear.py --shapes 4096x4096 --tokens 1,8,32,128
+python benchmarks/bench_int8_linear.py --shapes 4096x4096 --tokens 1,8,32,128
 """
 
 from __future__ import annotations
 
 import torch
-from ao_kernels.ops import int8_linear
 from measure import Memory, Report, alternate, arguments, check_close, shapes
 from torch.nn.functional import linear
+
+from ao_kernels.ops import int8_linear
 
 
 def main() -> None:

@@ -1,15 +1,16 @@
 """intx weight-only linear, 1 to 8 bits, against F.linear of the same activations.
 
-    python benchmarks/bench_intx_linear.py --shapes 4096x4096 --tokens 1 --bits 1,2,3,5,6,7,8
+python benchmarks/bench_intx_linear.py --shapes 4096x4096 --tokens 1 --bits 1,2,3,5,6,7,8
 """
 
 from __future__ import annotations
 
 import torch
-from ao_core.packing import pack
-from ao_kernels.ops import intx_linear
 from measure import Memory, Report, alternate, arguments, check_close, shapes
 from torch.nn.functional import linear
+
+from ao_core.packing import pack
+from ao_kernels.ops import intx_linear
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """How the benchmarks of this folder measure and print.
 
-Both sides run in one process, in alternating order, each over as many distinct layers as are given, with the last-level cache
-emptied before each side, so that weights come from memory. The time of a side is the median over rounds of the mean
-over its layers; the spread is the 10th and 90th percentile. Read-only bandwidth of the same threads is measured as one
-more side of the same rounds: it is the limit of weight-bound work.
+Both sides run in one process, in alternating order, each over as many distinct layers as are given,
+with the last-level cache emptied before each side, so that weights come from memory. The time of a
+side is the median over rounds of the mean over its layers; the spread is the 10th and 90th
+percentile. Read-only bandwidth of the same threads is measured as one more side of the same rounds:
+it is the limit of weight-bound work.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+
 from ao_kernels import _C
 
 FLUSH_BYTES = 96 << 20  # three times the largest last-level cache this was run on
@@ -43,7 +45,8 @@ class Memory:
         _C.read_memory(self._data.data_ptr(), self._data.nbytes, torch.get_num_threads())
 
     def reads(self, n_bytes: int, n_layers: int) -> list[Callable[[], object]]:
-        """One call a layer, each reading ``n_bytes`` of its own (wrapping where the buffer is too small)."""
+        """One call a layer, each reading ``n_bytes`` of its own (wrapping where the buffer is too
+        small)."""
         calls = []
         for layer in range(n_layers):
             at = layer * n_bytes % max(64, self._data.nbytes - n_bytes) // 64 * 64
@@ -57,7 +60,8 @@ class Memory:
 def alternate(
     sides: dict[str, Sequence[Callable[[], object]]], memory: Memory, *, seconds: float = 2.0
 ) -> dict[str, Times]:
-    """Times every side in turn, the order rotating by round, for about ``seconds`` altogether (at least 7 rounds)."""
+    """Times every side in turn, the order rotating by round, for about ``seconds`` altogether (at
+    least 7 rounds)."""
     names = list(sides)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for calls in sides.values():
@@ -84,7 +88,8 @@ def _summary(values: list[float]) -> Times:
 
 
 def check_close(name: str, y: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Raises when a side computes something else than the float32 result: relative error of the whole tensor."""
+    """Raises when a side computes something else than the float32 result: relative error of the
+    whole tensor."""
     error = (y.float() - expected.float()).norm() / expected.float().norm()
     if not error < tolerance:
         raise AssertionError(f"{name}: relative error {error:.3g} exceeds {tolerance:.3g}")
@@ -99,7 +104,8 @@ class Report:
             "benchmark": benchmark,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "commit": _commit(),
-            "machine": f"{_processor()}, {torch.get_num_threads()} threads, {_C.isa()}, {_C.thread_backend()}",
+            "machine": f"{_processor()}, {torch.get_num_threads()} threads, {_C.isa()}, "
+            f"{_C.thread_backend()}",
             "torch": torch.__version__,
         }
         print(f"{benchmark}: {self._common['machine']}, torch {torch.__version__}")
@@ -107,15 +113,16 @@ class Report:
     def add(self, case: str, times: dict[str, Times], n_bytes: int) -> None:
         """``n_bytes`` is what our side must read; "ours" and "read" must be among ``times``."""
         ours, read = times["ours"].median, times["read"].median
-        cells = [
-            f"{name} {t.median:.0f} [{t.low:.0f}..{t.high:.0f}]" for name, t in times.items()
-        ]
+        cells = [f"{name} {t.median:.0f} [{t.low:.0f}..{t.high:.0f}]" for name, t in times.items()]
         ratios = [
-            f"{t.median / ours:.2f}x {name}" for name, t in times.items() if name not in ("ours", "read")
+            f"{t.median / ours:.2f}x {name}"
+            for name, t in times.items()
+            if name not in ("ours", "read")
         ]
         gbps = n_bytes / read / 1e3
         print(
-            f"{case:28s} {'  '.join(cells)} us | limit {read:.0f} us ({gbps:.1f} GB/s), share {read / ours:.2f}"
+            f"{case:28s} {'  '.join(cells)} us | limit {read:.0f} us ({gbps:.1f} GB/s), share "
+            f"{read / ours:.2f}"
             f" | {', '.join(ratios)}",
             flush=True,
         )

@@ -1,13 +1,15 @@
-"""What both embedding ops must do: bits of the reference in every dtype, on every instruction set."""
+"""What both embedding ops must do: bits of the reference in every dtype, on every instruction
+set."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from ao_core.testing.op_contract import OpContract
 from linear_samples import isa_variants
 from torch import Tensor
+
+from ao_core.testing.op_contract import OpContract
 
 
 class EmbeddingContract(OpContract):
@@ -26,7 +28,7 @@ class EmbeddingContract(OpContract):
 
     @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=["i32", "i64"])
     def test_index_dtypes_and_shapes(self, index_dtype: torch.dtype) -> None:
-        indices, *others = self._first(torch.bfloat16)
+        _indices, *others = self._first(torch.bfloat16)
         n_rows = others[0].shape[0]
         cases: list[Tensor] = [
             torch.tensor(n_rows - 1, dtype=index_dtype),
@@ -42,7 +44,7 @@ class EmbeddingContract(OpContract):
 
     @pytest.mark.parametrize("wrong", [-1, 10**6, -(2**31), 2**31 - 1])
     def test_indices_outside_the_table_are_refused(self, wrong: int) -> None:
-        indices, *others = self._first(torch.float32)
+        _indices, *others = self._first(torch.float32)
         for dtype in (torch.int32, torch.int64):
             bad = torch.tensor([0, wrong], dtype=dtype)
             for call in self._calls((bad, *others)):

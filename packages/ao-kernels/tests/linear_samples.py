@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from ao_core.packing import pack, unpack
 from ao_kernels import cpu
 from ao_kernels.ops import layout
-from torch import Tensor
 
-# (M, N, K, group_size): odd sizes, one row, one feature, ragged groups, K below and not a multiple of 8,
-# M on both sides of the change from dot products to tiles, N not a multiple of any tile.
+# (M, N, K, group_size): odd sizes, one row, one feature, ragged groups, K below and not a multiple
+# of 8, M on both sides of the change from dot products to tiles, N not a multiple of any tile.
 _SHAPES = [
     (3, 20, 128, 32),
     (1, 64, 256, 128),
@@ -90,7 +91,8 @@ def magnitude_int8(
 
 
 def isa_variants() -> list[tuple[str, Callable[[], AbstractContextManager[Any]]]]:
-    """One variant an instruction set of this machine; one without a name where there is no extension."""
+    """One variant an instruction set of this machine; one without a name where there is no
+    extension."""
     names = cpu.available_isas()
     if not names:
         return [("", contextlib.nullcontext)]

@@ -1,4 +1,5 @@
-"""No kernel reads behind the end of a tensor: every argument ends right before a page that may not be read."""
+"""No kernel reads behind the end of a tensor: every argument ends right before a page that may not
+be read."""
 
 import ctypes
 import mmap
@@ -6,10 +7,11 @@ import sys
 
 import pytest
 import torch
-from ao_core.packing import pack
-from ao_kernels.ops import int8_linear, intx_linear
 from linear_samples import isa_variants
 from torch import Tensor
+
+from ao_core.packing import pack
+from ao_kernels.ops import int8_linear, intx_linear
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses mmap and mprotect")
 

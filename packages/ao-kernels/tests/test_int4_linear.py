@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from linear_samples import isa_variants, magnitude_intx, sample_intx
+from torch import Tensor
+
 from ao_core.packing import pack, unpack
 from ao_core.testing.op_contract import OpContract, Sample
 from ao_kernels.ops import int4_linear, layout
-from linear_samples import isa_variants, magnitude_intx, sample_intx
-from torch import Tensor
 
 
 class TestInt4Linear(OpContract):

@@ -1,16 +1,18 @@
-"""int8_dynamic_int4_linear against its float64 reference, and against int8_dynamic_intx_linear with 4 bits."""
+"""int8_dynamic_int4_linear against its float64 reference, and against int8_dynamic_intx_linear with
+4 bits."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from ao_core.packing import pack
-from ao_core.testing.op_contract import OpContract, Sample
-from ao_kernels.ops import int8_dynamic_int4_linear, int8_dynamic_intx_linear, layout
 from dynamic_samples import token_magnitude
 from linear_samples import isa_variants, magnitude_intx, sample_intx
 from torch import Tensor
+
+from ao_core.packing import pack
+from ao_core.testing.op_contract import OpContract, Sample
+from ao_kernels.ops import int8_dynamic_int4_linear, int8_dynamic_intx_linear, layout
 
 
 class TestInt8DynamicInt4Linear(OpContract):

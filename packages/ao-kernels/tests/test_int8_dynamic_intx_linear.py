@@ -1,16 +1,18 @@
-"""int8_dynamic_intx_linear against its float64 reference: every width, every instruction set of this machine."""
+"""int8_dynamic_intx_linear against its float64 reference: every width, every instruction set of
+this machine."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from ao_core.packing import pack
-from ao_core.testing.op_contract import OpContract, Sample
-from ao_kernels.ops import int8_dynamic_intx_linear, layout
 from dynamic_samples import odd_tokens, token_magnitude
 from linear_samples import isa_variants, magnitude_intx, sample_intx
 from torch import Tensor
+
+from ao_core.packing import pack
+from ao_core.testing.op_contract import OpContract, Sample
+from ao_kernels.ops import int8_dynamic_intx_linear, layout
 
 
 class TestInt8DynamicIntxLinear(OpContract):
@@ -51,7 +53,8 @@ def _results(*args: Any) -> Iterator[tuple[str, Tensor]]:
 @pytest.mark.parametrize("group_size", [8, 16, 24, 32, 64, 96, 128, 256, 512, 520, 1100])
 @pytest.mark.parametrize("M", [1, 2, 3, 5, 9])
 def test_sums_of_codes_are_exact(bits: int, group_size: int, M: int) -> None:
-    """Whole numbers and scales of powers of two make every step exact: results are equal, not close."""
+    """Whole numbers and scales of powers of two make every step exact: results are equal, not
+    close."""
     K, N = 1100, 35
     n_groups = -(-K // group_size)
     codes = torch.randint(0, 2**bits, (N, K), dtype=torch.uint8)

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from ao_core.testing.op_contract import OpContract, Sample
-from ao_kernels.ops import int8_dynamic_linear, layout
 from dynamic_samples import odd_tokens, token_magnitude
 from linear_samples import isa_variants, magnitude_int8, sample_int8
 from torch import Tensor
+
+from ao_core.testing.op_contract import OpContract, Sample
+from ao_kernels.ops import int8_dynamic_linear, layout
 
 
 class TestInt8DynamicLinear(OpContract):

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from ao_core.testing.op_contract import Sample
-from ao_kernels.ops import int8_embedding
 from embedding_contract import EmbeddingContract
 from linear_samples import sample_int8
+
+from ao_core.testing.op_contract import Sample
+from ao_kernels.ops import int8_embedding
 
 
 class TestInt8Embedding(EmbeddingContract):

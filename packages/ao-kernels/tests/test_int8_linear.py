@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from ao_core.testing.op_contract import OpContract, Sample
-from ao_kernels.ops import int8_linear
 from linear_samples import isa_variants, magnitude_int8, sample_int8
 from torch import Tensor
+
+from ao_core.testing.op_contract import OpContract, Sample
+from ao_kernels.ops import int8_linear
 
 
 class TestInt8Linear(OpContract):
@@ -39,5 +40,5 @@ def test_refusals_are_in_the_callers_words() -> None:
     codes, x, scale = torch.zeros(8, 32, dtype=torch.int8), torch.randn(3, 32), torch.ones(8, 1)
     with pytest.raises(ValueError, match="32 columns; x has 16"):
         int8_linear(x[:, :16], codes, scale, 32)
-    with pytest.raises(TypeError, match="must be torch.int8"):
+    with pytest.raises(TypeError, match=r"must be torch\.int8"):
         int8_linear(x, codes.to(torch.uint8), scale, 32)

@@ -1,12 +1,14 @@
-"""Quantization of tokens inside the compiled kernels, bit for bit against ao_core.numerics.quantize_tokens."""
+"""Quantization of tokens inside the compiled kernels, bit for bit against
+ao_core.numerics.quantize_tokens."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from ao_core.numerics import quantize_tokens
 from linear_samples import isa_variants
 from torch import Tensor
+
+from ao_core.numerics import quantize_tokens
 
 _C = pytest.importorskip("ao_kernels._C")
 
@@ -14,7 +16,9 @@ _DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 _TINY = torch.finfo(torch.float32).tiny
 
 
-@pytest.fixture(params=[context for _, context in isa_variants()], ids=[n for n, _ in isa_variants()])
+@pytest.fixture(
+    params=[context for _, context in isa_variants()], ids=[n for n, _ in isa_variants()]
+)
 def isa(request: pytest.FixtureRequest) -> Iterator[None]:
     with request.param():
         yield

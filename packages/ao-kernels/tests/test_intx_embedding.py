@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from embedding_contract import EmbeddingContract
+from linear_samples import sample_intx
+
 from ao_core.packing import pack
 from ao_core.testing.op_contract import Sample
 from ao_kernels.ops import intx_embedding
-from embedding_contract import EmbeddingContract
-from linear_samples import sample_intx
 
 
 class TestIntxEmbedding(EmbeddingContract):
@@ -34,6 +35,4 @@ def test_every_code_in_every_place(bits: int) -> None:
 def test_the_length_must_fit_the_codes() -> None:
     packed = pack(torch.zeros(3, 20, dtype=torch.uint8), 3)
     with pytest.raises(ValueError, match="28 input features of 3 bits take 12"):
-        intx_embedding(
-            torch.tensor([0]), packed, torch.ones(3, 1), None, 3, 32, 28, torch.float32
-        )
+        intx_embedding(torch.tensor([0]), packed, torch.ones(3, 1), None, 3, 32, 28, torch.float32)

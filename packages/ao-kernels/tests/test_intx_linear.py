@@ -1,15 +1,17 @@
-"""intx_linear, 1 to 8 bits, against its float64 reference, on every instruction set of this machine."""
+"""intx_linear, 1 to 8 bits, against its float64 reference, on every instruction set of this
+machine."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from linear_samples import isa_variants, magnitude_intx, sample_intx
+from torch import Tensor
+
 from ao_core.packing import pack
 from ao_core.testing.op_contract import OpContract, Sample
 from ao_kernels.ops import int4_linear, intx_linear
-from linear_samples import isa_variants, magnitude_intx, sample_intx
-from torch import Tensor
 
 
 class TestIntxLinear(OpContract):

@@ -1,4 +1,5 @@
-"""The thread pool and the OpenMP backend: every byte is visited once, from any thread, before and after fork."""
+"""The thread pool and the OpenMP backend: every byte is visited once, from any thread, before and
+after fork."""
 
 import os
 import subprocess

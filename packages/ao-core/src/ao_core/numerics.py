@@ -225,8 +225,8 @@ def _asymmetric(x: Tensor, top: int, scale_dtype: torch.dtype) -> Tensor:
 
 
 def _divided(x: Tensor, divisor: float) -> Tensor:
-    """x / divisor, rounded once on every device: CUDA multiplies by the reciprocal of a Python number
-    (torch 2.11 on an H200: 183 of 4096 token scales differed from the CPU's by one bit)."""
+    """x / divisor, rounded once on every device: CUDA multiplies by the reciprocal of a Python
+    number (torch 2.11 on an H200: 183 of 4096 token scales differed from the CPU's by one bit)."""
     return x / torch.full_like(x, divisor)
 
 

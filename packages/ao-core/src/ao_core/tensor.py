@@ -135,8 +135,8 @@ class QTensor(Tensor):
         for name in self._optional:
             fields.setdefault(name, None)
         self.__dict__.update(fields, transposed=transposed)
-        # Asked for twice a weight and call by compiled code: built once (135M-parameter decoding, 210
-        # weights: 13 us a weight and call when built each time).
+        # Asked for twice a weight and call by compiled code: built once (135M-parameter decoding,
+        # 210 weights: 13 us a weight and call when built each time).
         self._flat = (list(self.tensors()), (dtype, tuple(self.metadata().items())))
 
     @classmethod

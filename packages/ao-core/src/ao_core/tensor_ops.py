@@ -132,10 +132,13 @@ def _data_ptr(q: QTensor) -> int:
 
 @QTensor.implements(Tensor.storage)
 def _storage(q: QTensor) -> None:
-    """What a program asks for that is about to write plain tensors: the only way to tell it more than an address."""
+    """What a program asks for that is about to write plain tensors: the only way to tell it more
+    than an address."""
     raise TypeError(
-        f"a {type(q).__name__} has no storage of its own, its fields have: it cannot be saved as a plain "
-        "tensor. Use ao_core.checkpoint.save; or, before save_pretrained, ao_hf.attach(model, config)"
+        f"a {type(q).__name__} has no storage of its own, its fields have: it cannot be saved as "
+        f"a plain "
+        "tensor. Use ao_core.checkpoint.save; or, before save_pretrained, ao_hf.attach(model, "
+        "config)"
     )
 
 

@@ -3,8 +3,8 @@
     {"quant_method": "ao", "quant_type": {"type": "Int4WeightOnlyConfig", ...},
      "modules_to_not_convert": null, "include_embedding": false}
 
-Transformers sorts the keys of config.json, so what has an order (the rules of a FqnToConfig) travels
-as a list of pairs.
+Transformers sorts the keys of config.json, so what has an order (the rules of a FqnToConfig)
+travels as a list of pairs.
 """
 
 import re
@@ -31,7 +31,7 @@ class AoConfig(QuantizationConfigMixin):
     """How a Transformers model is quantized.
 
     quant_type
-        A config such as Int4WeightOnlyConfig(): every nn.Linear and every fused mixture of experts,
+        A config such as Int4WeightOnlyConfig(): every linear and every fused mixture of experts,
         but not the input and output embeddings nor what is tied to them. Or FqnToConfig, which says
         it by name or pattern; its "_default" stands for the same.
     modules_to_not_convert
@@ -40,8 +40,8 @@ class AoConfig(QuantizationConfigMixin):
     include_embedding
         Convert the input and output embeddings too; tied ones stay tied, and are stored once.
 
-    Raises ConfigError (a ValueError) for a value that cannot be, TypeError for a config that nothing
-    knows how to apply.
+    Raises ConfigError (a ValueError) for a value that cannot be, TypeError for a config that
+    nothing knows how to apply.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class AoConfig(QuantizationConfigMixin):
     ) -> None:
         if not isinstance(quant_type, AOBaseConfig):
             raise ConfigError(
-                f"AoConfig: quant_type is a config such as Int4WeightOnlyConfig(), got {quant_type!r}"
+                "AoConfig: quant_type is a config such as Int4WeightOnlyConfig(), "
+                f"got {quant_type!r}"
             )
         rules = quant_type if isinstance(quant_type, FqnToConfig) else [("_default", quant_type)]
         for _, config in rules:
@@ -86,7 +87,8 @@ class AoConfig(QuantizationConfigMixin):
         unknown = sorted(set(given) - set(FIELDS))
         if unknown:
             raise ConfigError(
-                f"AoConfig has no field {', '.join(map(repr, unknown))}; its fields are {', '.join(FIELDS)}"
+                f"AoConfig has no field {', '.join(map(repr, unknown))}; "
+                f"its fields are {', '.join(FIELDS)}"
             )
         if not isinstance(given.get("quant_type"), dict):
             raise ConfigError(
@@ -111,6 +113,7 @@ def _checked(patterns: Sequence[str] | None) -> list[str] | None:
             re.compile(pattern)
         except re.error as error:
             raise ConfigError(
-                f"AoConfig: modules_to_not_convert: {pattern!r} is neither a name nor a pattern: {error}"
+                f"AoConfig: modules_to_not_convert: {pattern!r} is neither a name nor a pattern: "
+                f"{error}"
             ) from error
     return list(patterns)

@@ -1,4 +1,4 @@
-"""AoQuantizer: the hooks that Transformers calls while it loads, saves and converts a quantized model.
+"""AoQuantizer: the hooks that Transformers calls while it loads, saves and converts a model.
 
 a float checkpoint        selection.py chooses, conversion.py converts weight by weight
 a checkpoint of ours      stored.py: placeholders before loading, quantized parameters after it
@@ -7,7 +7,7 @@ save_pretrained           stored.py: plain tensors and a header
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -23,7 +23,7 @@ from ao_core.transform import get_handler
 
 from .config import METHOD, AoConfig
 from .conversion import QuantizeWeights, quantized
-from .selection import Selection, experts_are_transposed, raise_together, select
+from .selection import Selection, is_transposed, raise_together, select
 from .stored import Placeholders, to_plain
 
 __all__ = ["AoQuantizer", "attach"]
@@ -61,8 +61,9 @@ class AoQuantizer(HfQuantizer):
     ) -> None:
         if getattr(model.config, "distributed_config", None) is not None:
             raise NotImplementedError(
-                "loading a quantized model with tp_plan or another distributed_config is not supported; load it "
-                "whole, then shard its parameters with torch.distributed.tensor.distribute_tensor"
+                "loading a quantized model with tp_plan or another distributed_config is not "
+                "supported; load it whole, then shard its parameters with "
+                "torch.distributed.tensor.distribute_tensor"
             )
         files = list(checkpoint_files or ())
         if self.pre_quantized:
@@ -78,14 +79,12 @@ class AoQuantizer(HfQuantizer):
         target = self.selection.chosen.get(param_name)
         if target is None or target.config is None:
             return param.element_size()
-        transposed = param.dim() == 3 and experts_are_transposed(target.module)
-        key = (target.config, param.shape[-2 if transposed else -1])
+        width = param.shape[-2 if is_transposed(target.module, param) else -1]
+        key = (target.config, width)
         if key not in self.sizes:
-            with torch.device("cpu"):
-                sample = get_handler(key[0]).convert(
-                    torch.zeros(8, key[1], dtype=param.dtype), key[0]
-                )
-            self.sizes[key] = sample.nbytes / sample.numel()
+            w = torch.zeros(8, width, dtype=param.dtype, device="cpu")
+            q = get_handler(target.config).convert(w, target.config)
+            self.sizes[key] = q.nbytes / q.numel()
         return self.sizes[key]
 
     # --- while loading
@@ -108,35 +107,35 @@ class AoQuantizer(HfQuantizer):
 
     # --- after loading
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         _refuse_offload(getattr(model, "hf_device_map", None) or {})
         if self.placeholders is not None:
             self.placeholders.assemble()
             self.placeholders = None
         raise_together(self.operation.errors)
-        self._convert_leftovers(model)
-        # Saved under the model's own names: the conversions of a float checkpoint (experts in pieces,
-        # other names) do not fit quantized tensors. `dequantize` brings them back.
+        self._convert_leftovers()
+        # Saved under the model's own names: the conversions of a float checkpoint (experts in
+        # pieces, other names) do not fit quantized tensors. `dequantize` brings them back.
         self.float_conversions = getattr(model, "_weight_conversions", None)
         model._weight_conversions = []
         model.quantization_report = report(model, self.selection.skipped)
         self.selection, self.operation = Selection(), QuantizeWeights({}, ())
 
-    def _convert_leftovers(self, model: PreTrainedModel) -> None:
-        """Chosen weights that were not converted: loaded by a step that belongs to another weight, or new."""
+    def _convert_leftovers(self) -> None:
+        """Chosen weights that are float still: a step for another weight brought them, or none."""
+        errors = {}
         for name, target in self.selection.chosen.items():
             module, w = target.module, target.module._parameters[target.name]
             if w is None or isinstance(w, QTensor):
                 continue
             if not getattr(w, "_is_hf_initialized", False):
-                self.selection.skipped[name] = (
-                    "is not in the checkpoint: initialized, and left in float"
-                )
+                self.selection.skipped[name] = "is not in the checkpoint: initialized, in float"
                 continue
             try:
                 module._parameters[target.name] = quantized(w, target)
-            except ValueError as error:
-                raise_together({name: str(error)})
+            except (TypeError, ValueError) as error:
+                errors[name] = str(error)
+        raise_together(errors)
 
     # --- the quantized model
 
@@ -145,7 +144,7 @@ class AoQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """True: gradients flow through quantized weights to adapters; the weights themselves are fixed."""
+        """True: gradients pass through quantized weights, to adapters; the weights are fixed."""
         return True
 
     @property
@@ -158,7 +157,7 @@ class AoQuantizer(HfQuantizer):
         return to_plain(model, self.quantization_config.quant_type)
 
     def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
-        """Float weights everywhere; parameters of the weights' old dtype follow when `dtype` is another."""
+        """Float weights; with another `dtype`, parameters of the weights' old one follow."""
         if isinstance(dtype, str):  # config.dtype after save_pretrained
             dtype = getattr(torch, dtype)
         old = {p.dtype for p in model.parameters() if isinstance(p, QTensor)}
@@ -178,57 +177,55 @@ class AoQuantizer(HfQuantizer):
 
 
 def attach(model: PreTrainedModel, quantization_config: AoConfig | AOBaseConfig) -> Report:
-    """Let Transformers know that a model's weights were quantized, by `ao_quant.quantize_` or otherwise.
+    """Let Transformers know that a model's weights were quantized, by `ao_quant.quantize_` say.
 
-    From then on `save_pretrained` and `dequantize` work as for a model that was quantized while loading.
-    `quantization_config` is what config.json will say; the weights are stored as they are. Returns the
-    report, which is `model.quantization_report` too. ConversionError if no weight is quantized.
+    From then on `save_pretrained` and `dequantize` work as for a model that was quantized while
+    loading. `quantization_config` is what config.json will say; the weights are stored as they are.
+    Returns the report, which is `model.quantization_report` too. ConversionError if no weight is
+    quantized.
     """
     if not isinstance(quantization_config, AoConfig):
         quantization_config = AoConfig(quantization_config)
     if not any(isinstance(p, QTensor) for p in model.parameters()):
-        raise ConversionError(
-            "attach: no weight of the model is quantized; call quantize_ on it first"
-        )
-    quantizer = AoQuantizer(quantization_config, pre_quantized=True)
-    model.is_quantized = True
-    model.quantization_method = METHOD
-    model.hf_quantizer = quantizer
+        raise ConversionError("attach: the model has no quantized weight; call quantize_ first")
+    quantizer, known = AoQuantizer(quantization_config, pre_quantized=True), cast(Any, model)
+    known.is_quantized = True
+    known.quantization_method = METHOD
+    known.hf_quantizer = quantizer
     quantizer.postprocess_model(model)
-    return model.quantization_report
+    return known.quantization_report
 
 
 def report(model: nn.Module, skipped: Mapping[str, str]) -> Report:
     """What of a model is quantized, and why the parameters in `skipped` are not."""
-    rows, seen, reached = [], set(), set()
+    rows = []
+    seen: set[int] = set()
     for fqn, p in model.named_parameters(remove_duplicate=False):
         if not isinstance(p, QTensor) and fqn not in skipped:
             continue
-        first, before = id(p) not in seen, p.numel() * p.dtype.itemsize
-        status, what, after = "skipped", skipped.get(fqn, ""), before
+        first, before, after = id(p) not in seen, p.numel() * p.dtype.itemsize, p.nbytes
+        status, what = "skipped", skipped.get(fqn, "")
         if isinstance(p, QTensor):
-            status, what, after = "converted" if first else "tied", p.describe(), p.nbytes
+            status = "converted" if first else "tied"
+            what = p.describe() if hasattr(p, "describe") else type(p).__name__
         sizes = {"bytes_before": before if first else 0, "bytes_after": after if first else 0}
         rows.append(Row(fqn=fqn, status=status, what=what, shape=tuple(p.shape), **sizes))
         seen.add(id(p))
-        reached.add(id(p))
     rest = [*model.parameters(), *model.buffers()]
-    return Report(rows=rows, untouched_bytes=sum(t.nbytes for t in rest if id(t) not in reached))
+    return Report(rows=rows, untouched_bytes=sum(t.nbytes for t in rest if id(t) not in seen))
 
 
 def _in_float(p: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
     if isinstance(p, QTensor):
         return nn.Parameter(p.detach().to(dtype).dequantize(), requires_grad=False)
-    return (
-        p if p.dtype == dtype else nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
-    )
+    if p.dtype == dtype:
+        return p
+    return nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
 
 
 def _dtype(plan: Mapping[str, torch.dtype], name: str, parameter: Tensor) -> torch.dtype:
-    """The dtype that Transformers gives a parameter: the model's, or that of a rule of the model."""
-    rules = (
-        dtype for pattern, dtype in plan.items() if re.search(pattern.replace("*", ".*"), name)
-    )
+    """The dtype that Transformers gives a parameter: the model's, or that of a rule it has."""
+    rules = (dtype for rule, dtype in plan.items() if re.search(rule.replace("*", ".*"), name))
     return next(rules, parameter.dtype)
 
 
@@ -237,17 +234,18 @@ def _refuse_offload(device_map: Mapping[str, Any]) -> None:
     if "disk" in places or (len(places) > 1 and "cpu" in places):
         where = "disk" if "disk" in places else "cpu"
         raise ValueError(
-            f"the device_map offloads parts of the model to {where}, which quantized weights do not support "
-            'yet: give a map of accelerators only, or device_map="cpu"'
+            f"the device_map offloads parts of the model to {where}, which quantized weights do "
+            'not support: give a map of accelerators only, or device_map="cpu"'
         )
 
 
 def _refuse_quantized_files(files: Sequence[str]) -> None:
     for path in files:
-        if str(path).endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                if "ao_format_version" in (file.metadata() or {}):
-                    raise CheckpointError(
-                        f"{path}: holds weights that are quantized already, though config.json has no "
-                        "quantization_config; restore it, or load the float model"
-                    )
+        if not str(path).endswith(".safetensors"):
+            continue
+        with safe_open(path, framework="pt") as file:
+            if "ao_format_version" in (file.metadata() or {}):
+                raise CheckpointError(
+                    f"{path}: holds weights that are quantized already, though config.json has no "
+                    "quantization_config; restore it, or load the float model"
+                )

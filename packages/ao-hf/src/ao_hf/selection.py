@@ -1,13 +1,14 @@
 """Which parameters of a Transformers model are converted, decided before any weight is read.
 
 The rules are those of ao_core.match; "_default" is widened to what a Transformers model has besides
-nn.Linear (fused experts, embeddings on request) and narrowed by what is better left in float.
+nn.Linear (Conv1D, fused experts, embeddings on request) and narrowed by what is better left alone.
 """
 
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from ao_core.config import AOBaseConfig
@@ -17,7 +18,7 @@ from ao_core.transform import get_handler
 
 from .config import AoConfig
 
-__all__ = ["Selection", "experts_are_transposed", "is_experts", "select", "tied_groups"]
+__all__ = ["Selection", "is_experts", "is_transposed", "raise_together", "select", "tied_groups"]
 
 # Experts (E, K, N), input features first, whose class does not say so. The others carry the flag
 # that Transformers' use_experts_implementation sets.
@@ -26,58 +27,60 @@ TRANSPOSED = ("Llama4TextExperts",)
 
 @dataclass
 class Selection:
-    """chosen: what to convert, by full parameter name; skipped: why a parameter that a rule reached,
-    or that is large and that none did, stays in float."""
+    """chosen   what to convert, by full parameter name
+    skipped  why a parameter that a rule reached, or that may be experts, stays in float
+    """
 
     chosen: dict[str, Target] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
 def is_experts(module: nn.Module) -> bool:
-    """True for a module that holds a fused mixture of experts: three-dimensional parameters of its own."""
+    """True for a module that holds a fused mixture of experts: parameters (E, N, K) of its own."""
     known = hasattr(module, "is_transposed") or "Experts" in type(module).__name__
     return known and any(_is_stack(p) for p in module._parameters.values())
 
 
-def experts_are_transposed(module: nn.Module) -> bool:
-    """True if a module's experts are (E, K, N) rather than (E, N, K)."""
-    return bool(getattr(module, "is_transposed", type(module).__name__ in TRANSPOSED))
+def is_transposed(module: nn.Module, w: Tensor) -> bool:
+    """True if a module stores the weight `w` as (..., K, N): input features first."""
+    if w.dim() == 3:
+        return bool(getattr(module, "is_transposed", type(module).__name__ in TRANSPOSED))
+    return isinstance(module, Conv1D)
 
 
 def select(model: PreTrainedModel, config: AoConfig) -> Selection:
     """What `config` converts in a model, which may be on the meta device.
 
-    ConversionError when a rule or an entry of modules_to_not_convert matches nothing, when nothing is
-    left to convert, or when a chosen parameter cannot be converted.
+    ConversionError when a rule or an entry of modules_to_not_convert matches nothing, when nothing
+    is left to convert, or when a chosen parameter cannot be converted.
     """
     kept = config.modules_to_not_convert or []
     _check_kept(model, kept)
-    embeddings = _embeddings(model)
-    experts = tuple({type(m) for m in model.modules() if is_experts(m)})
+    embeddings, tied = _embeddings(model), tied_groups(model)
+    experts = {type(module) for module in model.modules() if is_experts(module)}
+    holders = {type(model.get_submodule(_path(name))) for name in embeddings}
 
     def default_modules(c: AOBaseConfig) -> tuple[type[nn.Module], ...]:
-        extra = tuple({type(model.get_submodule(_path(name))) for name in embeddings})
-        return get_handler(c).modules + experts + extra
+        return (*get_handler(c).modules, Conv1D, *experts, *holders)
 
     rules = config.quant_type
     if not isinstance(rules, FqnToConfig):
-        rules = FqnToConfig({"_default": rules})
-    tied = tied_groups(model)
+        rules = FqnToConfig((("_default", rules),))
     selection = Selection()
     for target in match(model, rules, filter_fn=None, default_modules=default_modules):
-        default = target.rule == "_default"
-        if default and isinstance(target.module, nn.Embedding) and target.fqn not in embeddings:
+        default, name = target.rule == "_default", target.fqn
+        if default and isinstance(target.module, nn.Embedding) and name not in embeddings:
             continue
         if target.config is None:
-            selection.skipped[target.fqn] = f"the rule {target.rule!r} says None"
-        elif not all(should_convert_module(n, kept) for n in (target.fqn, _path(target.fqn))):
-            selection.skipped[target.fqn] = "modules_to_not_convert names it"
-        elif default and target.fqn in embeddings and not config.include_embedding:
-            selection.skipped[target.fqn] = "an embedding; include_embedding=True converts it"
-        elif default and target.fqn in tied and target.fqn not in embeddings:
-            selection.skipped[target.fqn] = "is tied; rules that name all its places convert it"
+            selection.skipped[name] = f"the rule {target.rule!r} says None"
+        elif not all(should_convert_module(n, kept) for n in (name, _path(name))):
+            selection.skipped[name] = "modules_to_not_convert names it"
+        elif default and name in embeddings and not config.include_embedding:
+            selection.skipped[name] = "an embedding; include_embedding=True converts it"
+        elif default and name in tied and name not in embeddings:
+            selection.skipped[name] = "is tied; rules that name all its places convert it"
         else:
-            selection.chosen[target.fqn] = target
+            selection.chosen[name] = target
     _skip_half_ties(selection, tied)
     _refuse(selection)
     if not selection.chosen:
@@ -95,6 +98,17 @@ def tied_groups(model: PreTrainedModel) -> dict[str, list[str]]:
         group.append(target)
         groups[target] = group
     return groups
+
+
+def raise_together(errors: dict[str, str]) -> None:
+    """One ConversionError for all parameters that cannot be converted, if there are any."""
+    if errors:
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in list(errors.items())[:20])
+        more = f"\n  ... and {len(errors) - 20} more" if len(errors) > 20 else ""
+        raise ConversionError(
+            f"{len(errors)} parameters cannot be converted:{lines}{more}\n"
+            "modules_to_not_convert, or a None rule, leaves them in float."
+        )
 
 
 def _check_kept(model: nn.Module, patterns: list[str]) -> None:
@@ -130,13 +144,14 @@ def _skip_half_ties(selection: Selection, tied: dict[str, list[str]]) -> None:
     for name, target in list(selection.chosen.items()):
         places = tied.get(name, [name])
         missing = [place for place in places if place not in selection.chosen]
-        others = {selection.chosen[place].config for place in places if place in selection.chosen}
-        if not missing and len(others) == 1:
-            continue
+        configs = {selection.chosen[place].config for place in places if place not in missing}
         if missing:
-            reason = f"is tied to {', '.join(p for p in places if p != name)}; name all places in the rules, or none"
-        else:
+            others = ", ".join(place for place in places if place != name)
+            reason = f"is tied to {others}; name all places in the rules, or none"
+        elif len(configs) > 1:
             reason = "is tied, and its places ask for different configs"
+        else:
+            continue
         if target.exact or not missing:
             raise ConversionError(f"{name}: {reason}")
         selection.skipped[name] = reason
@@ -145,7 +160,7 @@ def _skip_half_ties(selection: Selection, tied: dict[str, list[str]]) -> None:
 
 
 def _refuse(selection: Selection) -> None:
-    """ConversionError for parameters that their config cannot convert, as far as shapes and dtypes tell."""
+    """ConversionError for what cannot be converted, as far as shapes and dtypes tell."""
     errors = {}
     for name, target in selection.chosen.items():
         w, config = target.parameter, target.config
@@ -159,26 +174,16 @@ def _refuse(selection: Selection) -> None:
     raise_together(errors)
 
 
-def raise_together(errors: dict[str, str]) -> None:
-    """One ConversionError for all parameters that cannot be converted, if there are any."""
-    if errors:
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in list(errors.items())[:20])
-        more = f"\n  ... and {len(errors) - 20} more" if len(errors) > 20 else ""
-        raise ConversionError(
-            f"{len(errors)} parameters cannot be converted:{lines}{more}\n"
-            "modules_to_not_convert, or a None rule, leaves them in float."
-        )
-
-
 def _note_other_stacks(model: nn.Module, selection: Selection) -> None:
-    """Report large three-dimensional parameters that no rule reached: they may be experts."""
-    for module_name, module in model.named_modules():
+    """Report three-dimensional parameters that no rule reached: they may be experts."""
+    for path, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             continue
         for name, p in module._parameters.items():
-            fqn = f"{module_name}.{name}" if module_name else name
+            fqn = f"{path}.{name}" if path else name
             if _is_stack(p) and fqn not in selection.chosen:
-                why = f"three-dimensional in a {type(module).__name__}; name it in FqnToConfig if it holds experts"
+                what = f"three-dimensional in a {type(module).__name__}"
+                why = f"{what}; name it in FqnToConfig if it holds experts"
                 selection.skipped.setdefault(fqn, why)
 
 

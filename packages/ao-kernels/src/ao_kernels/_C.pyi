@@ -1,4 +1,5 @@
-"""The compiled extension. The ops return NotImplemented for arguments that they do not take as they are."""
+"""The compiled extension. The ops return NotImplemented for arguments that they do not take as they
+are."""
 
 import torch
 from torch import Tensor
@@ -61,9 +62,7 @@ def int8_linear(
     bias: Tensor | None = None,
     /,
 ) -> Tensor: ...
-def int8_tokens(
-    n_threads: int, x: Tensor, symmetric: bool, /
-) -> tuple[Tensor, Tensor, Tensor]: ...
+def int8_tokens(n_threads: int, x: Tensor, symmetric: bool, /) -> tuple[Tensor, Tensor, Tensor]: ...
 def intx_embedding(
     n_threads: int,
     indices: Tensor,

@@ -1,4 +1,5 @@
-"""The registry of ops: one schema, one fake, one reference, one backward and any number of kernels each.
+"""The registry of ops: one schema, one fake, one reference, one backward and any number of kernels
+each.
 
 An op module defines the op by decorating its reference, a plain function over plain tensors::
 
@@ -7,14 +8,19 @@ An op module defines the op by decorating its reference, a plain function over p
 
     @my_linear.check                              # words every refusal; raises or returns None
     @my_linear.fake                               # shape and dtype of the result
-    @my_linear.backward                           # gradient with respect to the differentiable arguments
+    @my_linear.backward                           # gradient with respect to the differentiable
+                                                  arguments
 
-and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``. Where a call goes:
+and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``. Where a call
+goes:
 
-* eager, plain tensors, nothing to differentiate: straight to the kernel, past the dispatcher (a custom op costs 6 to
-  11 us a call, this path about 1.5 us with the allocation of the result; see docs/decisions/0003-threads.md);
+* eager, plain tensors, nothing to differentiate: straight to the kernel, past the dispatcher (a
+  custom op costs 6 to
+  11 us a call, this path about 1.5 us with the allocation of the result; see
+  docs/decisions/0003-threads.md);
 * a gradient is wanted: ``torch.autograd.Function`` around the same;
-* torch.compile, export, fake tensors, tensor subclasses, dispatch modes: the custom op ``ao::<name>``, or, when
+* torch.compile, export, fake tensors, tensor subclasses, dispatch modes: the custom op
+  ``ao::<name>``, or, when
   no kernel takes the call, the reference itself, so that Inductor can fuse it.
 """
 
@@ -51,10 +57,11 @@ def _refuses(*_: object) -> Any:
 class Kernel:
     """One implementation of an op.
 
-    ``supports(*args)`` gives None, or the reason why the kernel does not take these arguments. ``run(*args)`` may
-    assume that it does, that ``check`` passed, and that all tensors are plain and on one of ``devices``.
-    ``direct(n_threads, *args)``, where there is one, is tried first in eager mode: it does the work of ``supports`` and ``run``
-    in one call and gives NotImplemented when it does not take the arguments as they are.
+    ``supports(*args)`` gives None, or the reason why the kernel does not take these arguments.
+    ``run(*args)`` may assume that it does, that ``check`` passed, and that all tensors are plain
+    and on one of ``devices``. ``direct(n_threads, *args)``, where there is one, is tried first in
+    eager mode: it does the work of ``supports`` and ``run`` in one call and gives NotImplemented
+    when it does not take the arguments as they are.
     """
 
     name: str
@@ -102,7 +109,8 @@ class Op:
     # ------------------------------------------------------------ definition
 
     def check(self, function: Callable[..., None]) -> Callable[..., None]:
-        """Decorator: raises TypeError or ValueError, in the caller's words, for arguments no implementation can take."""
+        """Decorator: raises TypeError or ValueError, in the caller's words, for arguments no
+        implementation can take."""
         self._check = function
         return function
 
@@ -118,7 +126,8 @@ class Op:
         return function
 
     def backward(self, function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-        """Decorator: ``function(grad, args, needs)`` gives one gradient or None per differentiable argument."""
+        """Decorator: ``function(grad, args, needs)`` gives one gradient or None per differentiable
+        argument."""
         self._backward = function
         positions = self._differentiable
 
@@ -126,7 +135,9 @@ class Op:
             _save(ctx, inputs)
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-            wanted = ctx.needs_input_grad  # shorter than the schema when trailing arguments have their defaults
+            wanted = (
+                ctx.needs_input_grad
+            )  # shorter than the schema when trailing arguments have their defaults
             needs = [position < len(wanted) and wanted[position] for position in positions]
             grads: list[Any] = [None] * len(wanted)
             for position, each in zip(positions, function(grad, _saved(ctx), needs), strict=True):
@@ -144,7 +155,7 @@ class Op:
                 _save(ctx, inputs)
                 return self._run(inputs)
 
-        Direct.backward = staticmethod(backward)  # type: ignore[assignment,method-assign]
+        Direct.backward = staticmethod(backward)  # type: ignore[method-assign]
         self._autograd = Direct
         return function
 
@@ -156,7 +167,8 @@ class Op:
         supports: Callable[..., str | None],
         direct: Callable[..., Any] | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator that adds a kernel; ``name`` is its backend ("cpu", "triton") or "<backend>:<variant>".
+        """Decorator that adds a kernel; ``name`` is its backend ("cpu", "triton") or
+        "<backend>:<variant>".
 
         Kernels of one device are tried in the order in which they were added.
         """
@@ -253,7 +265,8 @@ class Op:
         return self._run(args)
 
     def _trace(self, args: tuple[Any, ...]) -> Any:
-        # Kernel modules cannot be imported from a traced frame: until they are there, the custom op chooses when it runs.
+        # Kernel modules cannot be imported from a traced frame: until they are there, the custom op
+        # chooses when it runs.
         backend = "triton" if args[0].device.type in _ACCELERATORS else "cpu"
         if backend not in self._loaded:
             return self.overload(*args)
@@ -287,7 +300,8 @@ class Op:
                 return kernel
         if _forced is not None and _forced != "reference":
             raise RuntimeError(
-                f"AO_KERNELS={_forced} is set, and no {_forced} kernel of {self.name} takes this call: "
+                f"AO_KERNELS={_forced} is set, and no {_forced} kernel of {self.name} takes this "
+                f"call: "
                 f"{self.why_not(*args).get(_forced, 'none is registered')}"
             )
         return None
@@ -320,7 +334,9 @@ class Op:
             _UNAVAILABLE[backend] = package.unavailable
         elif self.name in package.KERNELS:
             importlib.import_module(f"ao_kernels.{backend}.{self.name}")
-        self._loaded.add(backend)  # only now: an import that fails must fail again, not leave the reference in its place
+        self._loaded.add(
+            backend
+        )  # only now: an import that fails must fail again, not leave the reference in its place
 
     def _choose_direct(self) -> None:
         """Recomputes the direct entries after a kernel was added or forced."""
@@ -339,17 +355,18 @@ _UNAVAILABLE: dict[str, str] = {}
 def op(schema: str, *, tensors: tuple[str, ...]) -> Callable[[Callable[..., Any]], Op]:
     """Decorator that makes an :class:`Op` of a reference function.
 
-    ``schema`` is the part of the torch.library schema after the name; ``tensors`` names the arguments that
-    can be differentiated.
+    ``schema`` is the part of the torch.library schema after the name; ``tensors`` names the
+    arguments that can be differentiated.
     """
     return lambda reference: Op(reference, schema=schema, tensors=tensors)
 
 
 def force(backend: str | None) -> str | None:
-    """Uses only the kernels of ``backend`` ("reference", "cpu", "triton"), or, with None, the best ones again.
+    """Uses only the kernels of ``backend`` ("reference", "cpu", "triton"), or, with None, the best
+    ones again.
 
-    A call that the forced backend cannot take raises. Returns what was forced before. The environment variable
-    AO_KERNELS sets the initial value.
+    A call that the forced backend cannot take raises. Returns what was forced before. The
+    environment variable AO_KERNELS sets the initial value.
     """
     global _forced
     if backend is not None and backend not in _BACKENDS:

@@ -1,7 +1,7 @@
 """CPU kernels: thin calls into the compiled extension ``ao_kernels._C``.
 
-``unavailable`` says why there are none ("" when there are). The instruction set is chosen when the extension is
-loaded, or by the environment variable AO_KERNELS_ISA=generic|avx2|avx512|neon.
+``unavailable`` says why there are none ("" when there are). The instruction set is chosen when the
+extension is loaded, or by the environment variable AO_KERNELS_ISA=generic|avx2|avx512|neon.
 """
 
 KERNELS = (
@@ -27,7 +27,8 @@ __all__ = ["KERNELS", "available_isas", "isa", "set_isa", "unavailable"]
 
 
 def isa() -> str | None:
-    """The instruction set in use: "generic", "avx2", "avx512" or "neon"; None without the extension."""
+    """The instruction set in use: "generic", "avx2", "avx512" or "neon"; None without the
+    extension."""
     return None if _C is None else _C.isa()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,12 @@ def refusal(x: Tensor, bias: Tensor | None) -> str | None:
     return None
 
 
+@overload
+def dense(tensor: Tensor) -> Tensor: ...
+@overload
+def dense(tensor: None) -> None: ...
+@overload
+def dense(tensor: Tensor | None) -> Tensor | None: ...
 def dense(tensor: Tensor | None) -> Tensor | None:
     """Contiguous, with conjugation and negation bits resolved; None stays None."""
     return None if tensor is None else tensor.resolve_neg().contiguous()

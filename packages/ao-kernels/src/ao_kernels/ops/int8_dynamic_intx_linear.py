@@ -1,6 +1,7 @@
 """Linear of per-token int8 activations and weights of 1 to 8 bits.
 
-    y_MN = ((q_MK - z_M1) @ w_NK.T) * s_M1 + bias_N        x ~ (q - z) * s, w = (code - zero) * scale
+    y_MN = ((q_MK - z_M1) @ w_NK.T) * s_M1 + bias_N        x ~ (q - z) * s, w = (code - zero) *
+                                                           scale
 
 M tokens, N output features, K input features, G = ceil(K / group_size) groups, b bits.
 """
@@ -17,7 +18,8 @@ from ao_kernels.registry import op
 
 
 @op(
-    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, Tensor? bias=None) -> Tensor",
+    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, Tensor? "
+    "bias=None) -> Tensor",
     tensors=("x", "bias"),
 )
 def int8_dynamic_intx_linear(
@@ -29,15 +31,18 @@ def int8_dynamic_intx_linear(
     group_size: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Linear layer with packed weights of 1 to 8 bits whose activations are quantized to int8, token by token, on the way.
+    """Linear layer with packed weights of 1 to 8 bits whose activations are quantized to int8,
+    token by token, on the way.
 
     low, high = min(x[m], 0), max(x[m], 0);  s[m] = max((high - low) / 255, smallest normal float32)
-    z[m] = round_half_even(-128 - low * (1/s)) in [-128, 127];  q = round_half_even(x * (1/s)) + z in [-128, 127]
-    y[m, n] = s[m] * sum_g scale[n, g] * sum_{k in g} (code[n, k] - zero[n, g]) * (q[m, k] - z[m]) + bias[n]
+    z[m] = round_half_even(-128 - low * (1/s)) in [-128, 127];  q = round_half_even(x * (1/s)) + z
+                                                                in [-128, 127]
+    y[m, n] = s[m] * sum_g scale[n, g] * sum_{k in g} (code[n, k] - zero[n, g]) * (q[m, k] - z[m]) +
+    bias[n]
 
     Args:
-        x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the reference.
-        codes: (N, ceil(K/8)*bits) uint8: a little-endian bit stream a row.
+        x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the
+        reference. codes: (N, ceil(K/8)*bits) uint8: a little-endian bit stream a row.
         scale: (N or 1, G) bfloat16 or float32.
         zero: like scale, or None for 2**(bits-1). May be fractional.
         bits: 1 to 8.
@@ -45,8 +50,8 @@ def int8_dynamic_intx_linear(
         bias: (N,) of a floating dtype, or None.
 
     Returns:
-        (..., N) in the dtype of x. Products of codes are summed exactly within a group, groups in float32. A
-        token that holds NaN or inf gives NaN.
+        (..., N) in the dtype of x. Products of codes are summed exactly within a group, groups in
+        float32. A token that holds NaN or inf gives NaN.
 
     Raises:
         TypeError, ValueError: arguments that do not fit together.

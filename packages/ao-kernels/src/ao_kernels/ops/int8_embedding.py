@@ -8,9 +8,9 @@ N rows, K columns, G = ceil(K / group_size) groups.
 from __future__ import annotations
 
 import torch
-from ao_core.numerics import dequantize_int8
 from torch import Tensor
 
+from ao_core.numerics import dequantize_int8
 from ao_kernels.ops import layout
 from ao_kernels.registry import op
 
@@ -24,7 +24,8 @@ def int8_embedding(
 ) -> Tensor:
     """The rows of an int8 table that ``indices`` name, dequantized.
 
-    out[i, k] = codes[indices[i], k] * scale[indices[i], g], formed in float32 and rounded to ``dtype``
+    out[i, k] = codes[indices[i], k] * scale[indices[i], g], formed in float32 and rounded to
+    ``dtype``
 
     Args:
         indices: any shape, int32 or int64, each in [0, N).

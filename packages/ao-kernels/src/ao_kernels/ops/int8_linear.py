@@ -31,8 +31,8 @@ def int8_linear(
     y[m, n] = sum_g scale[n, g] * (sum_{k in g} code[n, k] * x[m, k]) + bias[n]
 
     Args:
-        x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the reference.
-        codes: (N, K) int8.
+        x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the
+        reference. codes: (N, K) int8.
         scale: (N or 1, G) bfloat16 or float32.
         group_size: codes that share a scale: a multiple of 8, or at least K.
         bias: (N,) of a floating dtype, or None.

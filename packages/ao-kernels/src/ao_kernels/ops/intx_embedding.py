@@ -8,16 +8,17 @@ N rows, K columns, G = ceil(K / group_size) groups, b bits.
 from __future__ import annotations
 
 import torch
-from ao_core.numerics import dequantize_intx
-from ao_core.packing import unpack
 from torch import Tensor
 
+from ao_core.numerics import dequantize_intx
+from ao_core.packing import unpack
 from ao_kernels.ops import layout
 from ao_kernels.registry import op
 
 
 @op(
-    "(Tensor indices, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, int length, "
+    "(Tensor indices, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, int "
+    "length, "
     "ScalarType dtype) -> Tensor",
     tensors=(),
 )
@@ -33,8 +34,8 @@ def intx_embedding(
 ) -> Tensor:
     """The rows of a packed table that ``indices`` name, dequantized.
 
-    out[i, k] = (code[indices[i], k] - zero[indices[i], g]) * scale[indices[i], g], formed in float32 and
-    rounded to ``dtype``
+    out[i, k] = (code[indices[i], k] - zero[indices[i], g]) * scale[indices[i], g], formed in
+    float32 and rounded to ``dtype``
 
     Args:
         indices: any shape, int32 or int64, each in [0, N).
