@@ -26,23 +26,28 @@ def main() -> None:
             n_bytes = layers[0][0].nbytes + layers[0][1].nbytes
             for M in map(int, options.tokens.split(",")):
                 x = torch.randn(M, K).to(dtype)
-                expected = linear(x.float(), layers[0][2])
-                check_close("ours", int8_linear(x, *layers[0][:2], g), expected, 0.01)
-                sides = {
-                    "ours": [lambda a=a: int8_linear(x, a[0], a[1], g) for a in layers],
-                    options.dtype: [lambda v=v: linear(x, v) for v in dense],
-                    "read": memory.reads(n_bytes, len(layers)),
-                }
-                if g >= K and dtype == torch.bfloat16:
-                    rows = [a[1].flatten() for a in layers]
-                    y = torch._weight_int8pack_mm(x, layers[0][0], rows[0])
-                    check_close("int8pack", y, expected, 0.02)
-                    sides["int8pack"] = [
-                        lambda a=a, s=s: torch._weight_int8pack_mm(x, a[0], s)
-                        for a, s in zip(layers, rows, strict=True)
-                    ]
+                sides = _sides(x, layers, dense, g)
+                sides["read"] = memory.reads(n_bytes, len(layers))
                 times = alternate(sides, memory, seconds=options.seconds)
                 report.add(f"{N}x{K} g{g} M={M}", times, n_bytes)
+
+
+def _sides(x: torch.Tensor, layers: list, dense: list, g: int) -> dict:
+    expected = linear(x.float(), layers[0][2])
+    check_close("ours", int8_linear(x, *layers[0][:2], g), expected, 0.01)
+    sides = {
+        "ours": [lambda a=a: int8_linear(x, a[0], a[1], g) for a in layers],
+        str(x.dtype).removeprefix("torch."): [lambda v=v: linear(x, v) for v in dense],
+    }
+    if g >= x.shape[1] and x.dtype == torch.bfloat16:
+        rows = [a[1].flatten() for a in layers]
+        y = torch._weight_int8pack_mm(x, layers[0][0], rows[0])
+        check_close("int8pack", y, expected, 0.02)
+        sides["int8pack"] = [
+            lambda a=a, s=s: torch._weight_int8pack_mm(x, a[0], s)
+            for a, s in zip(layers, rows, strict=True)
+        ]
+    return sides
 
 
 def _layer(N: int, K: int, g: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -28,18 +28,20 @@ def main() -> None:
                 n_bytes = layers[0][0].nbytes + layers[0][1].nbytes
                 for M in map(int, options.tokens.split(",")):
                     x = torch.randn(M, K).to(dtype)
-                    codes, scale, w = layers[0]
-                    y = intx_linear(x, codes, scale, None, bits, g)
-                    check_close("ours", y, linear(x.float(), w), 0.01)
-                    sides = {
-                        "ours": [
-                            lambda a=a: intx_linear(x, a[0], a[1], None, bits, g) for a in layers
-                        ],
-                        options.dtype: [lambda v=v: linear(x, v) for v in dense],
-                        "read": memory.reads(n_bytes, len(layers)),
-                    }
+                    sides = _sides(x, layers, dense, bits, g)
+                    sides["read"] = memory.reads(n_bytes, len(layers))
                     times = alternate(sides, memory, seconds=options.seconds)
                     report.add(f"{N}x{K} b{bits} g{g} M={M}", times, n_bytes)
+
+
+def _sides(x: torch.Tensor, layers: list, dense: list, bits: int, g: int) -> dict:
+    codes, scale, w = layers[0]
+    y = intx_linear(x, codes, scale, None, bits, g)
+    check_close("ours", y, linear(x.float(), w), 0.01)
+    return {
+        "ours": [lambda a=a: intx_linear(x, a[0], a[1], None, bits, g) for a in layers],
+        str(x.dtype).removeprefix("torch."): [lambda v=v: linear(x, v) for v in dense],
+    }
 
 
 def _layer(N: int, K: int, g: int, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
