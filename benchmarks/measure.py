@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("AO_RESULTS", ROOT / "benchmarks" / "results"))
 ISAS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm", "bf16")
 PACKAGES = ("torch", "transformers", "ao-core", "ao-kernels", "ao-quant", "ao-hf", "xllamacpp")
 
