@@ -64,18 +64,6 @@ inline __m512i narrow(__m512 low, __m512 high) {
                                    _mm512_castps_si512(high));
 }
 
-// Up to 16 activations as f32, 0 outside the mask.
-inline __m512 load_x(const void* x, DType dtype, int64_t at, __mmask16 mask) {
-  switch (dtype) {
-    case DType::bf16:
-      return _mm512_castsi512_ps(_mm512_slli_epi32(
-          _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x) + at)), 16));
-    case DType::f16:
-      return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x) + at));
-    default: return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(x) + at);
-  }
-}
-
 // The leading bf16 of v by truncation; v becomes the exact rest (0 where v is not finite).
 inline __m512 split(__m512& v) {
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
@@ -111,7 +99,7 @@ inline void pack_row(const LinearArgs& a, const Activations& out, const Order& o
     }
     __m512 rest[8];
     for (int i = 0; i < 8; ++i)
-      rest[i] = load_x(a.x, a.x_dtype, base + k + 16 * i, static_cast<__mmask16>(low_bits(left - 16 * i)));
+      rest[i] = load_16(a.x, a.x_dtype, base + k + 16 * i, static_cast<__mmask16>(low_bits(left - 16 * i)));
     for (int plane = 0; plane < out.planes; ++plane) {
       for (int s = 0; s < 4; ++s) {
         const __m512 low = split(rest[2 * s]);
@@ -127,7 +115,7 @@ inline void sum_groups(const LinearArgs& a, int64_t m, float* sums) {
     const int64_t end = (g + 1) * a.group_size < a.K ? (g + 1) * a.group_size : a.K;
     __m512 sum = _mm512_setzero_ps();
     for (int64_t k = g * a.group_size; k < end; k += 16)
-      sum = _mm512_add_ps(sum, load_x(a.x, a.x_dtype, m * a.x_stride + k,
+      sum = _mm512_add_ps(sum, load_16(a.x, a.x_dtype, m * a.x_stride + k,
                                       static_cast<__mmask16>(low_bits(end - k))));
     sums[g] = _mm512_reduce_add_ps(sum);
   }

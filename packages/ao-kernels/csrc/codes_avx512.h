@@ -9,9 +9,7 @@
 // vpermw looks up 32 bf16 by the low five bits of 16-bit lanes: a code needs no masking when the
 // table repeats for the bits above it. vpmultishiftqb brings any bit offset of a 64-bit word to a byte.
 #pragma once
-#include <immintrin.h>
-
-#include <cstdint>
+#include "registers_avx512.h"
 
 namespace ao::avx512 {
 
@@ -80,10 +78,6 @@ inline constexpr CodeTables<B> kCodeTables{};
 struct ChunkMask {
   __mmask64 first, second;
 };
-
-inline __mmask64 low_bits(int64_t n) {
-  return n >= 64 ? ~__mmask64{0} : n <= 0 ? 0 : (__mmask64{1} << n) - 1;
-}
 
 inline ChunkMask chunk_mask(int64_t bytes) { return {low_bits(bytes), low_bits(bytes - 64)}; }
 

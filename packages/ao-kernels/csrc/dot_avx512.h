@@ -28,11 +28,6 @@ inline __m512 dot(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
-// Up to 16 scales as f32, 0 outside the mask.
-inline __m512 load_scales(const void* scale, DType dtype, int64_t at, __mmask16 mask) {
-  return load_x(scale, dtype, at, mask);
-}
-
 // Which group every chunk, and inside it every lane, belongs to.
 struct Groups {
   const int32_t* first;   // [n_chunks] group of the chunk's first code
@@ -70,7 +65,7 @@ constexpr int kRowBlock = 16;
 inline int64_t read_scales(const LinearArgs& a, int64_t n, int rows, float* out) {
   const int64_t count = a.scale_stride ? rows * a.G : a.G;
   for (int64_t i = 0; i < count; i += 16)
-    _mm512_storeu_ps(out + i, load_scales(a.scale, a.scale_dtype, n * a.scale_stride + i,
+    _mm512_storeu_ps(out + i, load_16(a.scale, a.scale_dtype, n * a.scale_stride + i,
                                           static_cast<__mmask16>(low_bits(count - i))));
   return a.scale_stride;
 }
@@ -82,7 +77,7 @@ inline __m512 zero_correction(const LinearArgs& a, int64_t n, const float* scale
   __m512 total = _mm512_setzero_ps();
   for (int64_t g = 0; g < a.G; g += 16) {
     const auto mask = static_cast<__mmask16>(low_bits(a.G - g));
-    const __m512 z = _mm512_sub_ps(load_scales(a.zero, a.scale_dtype, n * a.scale_stride + g, mask),
+    const __m512 z = _mm512_sub_ps(load_16(a.zero, a.scale_dtype, n * a.scale_stride + g, mask),
                                    _mm512_set1_ps(middle));
     const __m512 sz = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, scales + g), z);
     total = _mm512_fnmadd_ps(sz, _mm512_maskz_loadu_ps(mask, sums + g), total);
@@ -133,33 +128,12 @@ template <int B, int V, int R, bool Whole, bool Full>
   }
 }
 
-inline void store_16(const LinearArgs& a, int64_t at, __mmask16 mask, __m512 y) {
-  switch (a.x_dtype) {
-    case DType::bf16: {
-      // As float32_to_bf16: vcvtneps2bf16 would flush subnormal results to zero.
-      const __m512i bits = _mm512_castps_si512(y);
-      const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-      __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-      rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), bits,
-                                     _mm512_set1_epi32(0x400000));
-      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(a.y) + at, mask,
-                               _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-      break;
-    }
-    case DType::f16:
-      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(a.y) + at, mask,
-                               _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
-      break;
-    default: _mm512_mask_storeu_ps(static_cast<float*>(a.y) + at, mask, y);
-  }
-}
-
 // y = sums - zero points + bias for a block of rows.
 template <int B, int V>
 void store_block(const LinearArgs& a, const Activations& x, int64_t m, int tokens, int64_t n, int rows,
                  const float* scales, int64_t pitch, float* lanes) {
   const auto mask = static_cast<__mmask16>(low_bits(rows));
-  const __m512 bias = a.bias ? load_x(a.bias, a.bias_dtype, n, mask) : _mm512_setzero_ps();
+  const __m512 bias = a.bias ? load_16(a.bias, a.bias_dtype, n, mask) : _mm512_setzero_ps();
   for (int t = 0; t < tokens; ++t) {
     float* of_token = lanes + t * x.planes * 16;
     for (int j = 0; j < rows; ++j) {
@@ -170,7 +144,7 @@ void store_block(const LinearArgs& a, const Activations& x, int64_t m, int token
         sum = _mm512_add_ps(sum, zero_correction<B>(a, n + j, scales + j * pitch, x.sums + (m + t) * a.G));
       if (a.zero || x.planes > 1) _mm512_store_ps(row, sum);
     }
-    store_16(a, (m + t) * a.N + n, mask, _mm512_add_ps(reduce_rows(of_token, V * 16), bias));
+    store_16(a.y, a.x_dtype, (m + t) * a.N + n, mask, _mm512_add_ps(reduce_rows(of_token, V * 16), bias));
   }
 }
 

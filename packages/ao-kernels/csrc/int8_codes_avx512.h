@@ -5,16 +5,11 @@
 // codes p, P + p, 2 P + p, ... ("planes"), and tokens are put in that order once a call. With P = 0 vpermb and
 // vpmultishiftqb bring each code to its own byte, in natural order.
 #pragma once
-#include <immintrin.h>
-
 #include "int8_product.h"
+#include "registers_avx512.h"
 
 namespace ao::avx512 {
 namespace {
-
-inline __mmask64 low_bytes(int64_t n) {
-  return n >= 64 ? ~__mmask64{0} : n <= 0 ? 0 : (__mmask64{1} << n) - 1;
-}
 
 // Groups whose codes are taken apart in planes: a 32-bit lane of a dot product must not mix groups.
 inline int planes_of(const LinearArgs& a) {
@@ -31,7 +26,7 @@ class ChunkCodes {
   static constexpr int kCodes = 64 * kRegisters;
 
   explicit ChunkCodes(const LinearArgs& a)
-      : bytes(P == 0 ? 8 * code_bits(a) : 64), full_(low_bytes(bytes)) {
+      : bytes(P == 0 ? 8 * code_bits(a) : 64), full_(low_bits(bytes)) {
     const int bits = code_bits(a);
     alignas(64) uint8_t from[64], shift[64];
     for (int i = 0; i < 64; ++i) {
@@ -49,7 +44,7 @@ class ChunkCodes {
     return P == 0 ? _mm512_maskz_loadu_epi8(full_, p) : _mm512_loadu_si512(p);
   }
   __m512i load(const uint8_t* p, int64_t left) const {
-    return _mm512_maskz_loadu_epi8(full_ & low_bytes(left), p);
+    return _mm512_maskz_loadu_epi8(full_ & low_bits(left), p);
   }
 
   __m512i plane(__m512i chunk, int p) const {
@@ -76,12 +71,6 @@ class ChunkCodes {
 inline __m512i dot4(__m512i sums, __m512i codes, __m512i token) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(token));
   return sums;
-}
-
-inline __m512 load_scales(const void* scale, DType dtype, int64_t at, __mmask16 mask) {
-  if (dtype == DType::f32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(scale) + at);
-  const __m256i half = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(scale) + at);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
 }  // namespace

@@ -82,8 +82,8 @@ void dot_rows(const LinearArgs& a, const ChunkCodes<P>& codes, const Tokens& x, 
     for (int r = 0; r < R; ++r) {
       const char* const s = scale + r * scale_bytes;
       _mm_prefetch(s + scale_ahead + g * dtype_bytes(a.scale_dtype), _MM_HINT_T0);
-      scales[r] = load_scales(s, a.scale_dtype, g, mask);
-      const __m512 zeros = zero ? load_scales(zero + r * scale_bytes, a.scale_dtype, g, mask)
+      scales[r] = load_16(s, a.scale_dtype, g, mask);
+      const __m512 zeros = zero ? load_16(zero + r * scale_bytes, a.scale_dtype, g, mask)
                                 : _mm512_set1_ps(middle_code);
       const __m512 shift = _mm512_mul_ps(scales[r], zeros);
 #pragma GCC unroll 9

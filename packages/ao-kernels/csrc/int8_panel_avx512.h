@@ -77,30 +77,6 @@ class Prefetch {
   int64_t bytes_, per_step_, until_ = 0, done_ = 0;
 };
 
-// 16 registers of 16 32-bit lanes: lane j of register i becomes lane i of register j.
-inline __attribute__((always_inline)) void transpose(__m512i* r) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int h = 0; h < 16; h += 8)
-    for (int i = h; i < h + 4; ++i) {
-      t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-      t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    }
-  for (int i = 0; i < 8; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-  }
-}
-
 // Codes [k0, k1) of `rows` rows from row n on; missing rows are zeros.
 template <int P>
 void pack_codes(const LinearArgs& a, const ChunkCodes<P>& codes, int64_t n, int rows, int64_t k0,
@@ -122,7 +98,7 @@ void pack_codes(const LinearArgs& a, const ChunkCodes<P>& codes, int64_t n, int 
       }
       if (P == 0)
         for (int i = 0; i < 16; ++i) v[i] = codes.plane(v[i], 0);
-      transpose(v);
+      transpose16(v);
       for (int i = 0; i < 16; ++i)
         for (int p = 0; p < kRegisters; ++p)
           _mm512_store_si512(out + (i * kRegisters + p) * kStepBytes, P == 0 ? v[i] : codes.plane(v[i], p));
@@ -140,9 +116,9 @@ inline void pack_scales(const void* scale, const LinearArgs& a, int64_t n, int r
       __m512i v[16];
       for (int i = 0; i < 16; ++i) {
         const int64_t row = half + i < rows ? n + half + i : n;
-        v[i] = _mm512_castps_si512(load_scales(scale, a.scale_dtype, row * a.scale_stride + g, mask));
+        v[i] = _mm512_castps_si512(load_16(scale, a.scale_dtype, row * a.scale_stride + g, mask));
       }
-      transpose(v);
+      transpose16(v);
       for (int i = 0; i < width; ++i) _mm512_store_si512(out + (g - g0 + i) * kBlockRows + half, v[i]);
     }
 }

@@ -143,23 +143,6 @@ class Product {
   Stretches stretches_ = {};
 };
 
-inline void store16(void* y, DType dtype, int64_t at, __mmask16 mask, __m512 v) {
-  if (dtype == DType::f32) return _mm512_mask_storeu_ps(static_cast<float*>(y) + at, mask, v);
-  __m256i half;
-  if (dtype == DType::f16) {
-    half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
-  } else {
-    // Not vcvtneps2bf16, which flushes subnormal numbers.
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-    half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-  }
-  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y) + at, mask, half);
-}
-
 // y = (acc - zero * ones) * scale + bias; `ones` is what the token of ones gave, or nullptr.
 void store_block(const LinearArgs& a, const Tokens& x, int64_t m0, int64_t n_tokens, int64_t n, int rows,
                  const float* ones, const float* acc) {
@@ -172,7 +155,7 @@ void store_block(const LinearArgs& a, const Tokens& x, int64_t m0, int64_t n_tok
       const __m512 one = ones ? _mm512_load_ps(ones + half) : nothing;
       const __m512 sum = _mm512_fnmadd_ps(zero, one, _mm512_load_ps(acc + t * kBlockRows + half));
       const __mmask16 mask = rows - half >= 16 ? 0xffff : static_cast<__mmask16>((1u << (rows - half)) - 1);
-      store16(a.y, a.x_dtype, (m0 + t) * a.N + n + half, mask,
+      store_16(a.y, a.x_dtype, (m0 + t) * a.N + n + half, mask,
               _mm512_fmadd_ps(scale, sum, _mm512_load_ps(bias + half)));
     }
   }

@@ -14,33 +14,6 @@ constexpr int kTileTokens = 12;
 constexpr int kBlockCodes = 256;
 constexpr int kBlockPairs = kBlockCodes / 2;
 
-// r[i] lane j <-> r[j] lane i of 16 registers of 32-bit lanes.
-inline __attribute__((always_inline)) void transpose16(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
-
 // One chunk of 16 rows -> out[pair position][row], rows 32 apart.
 template <int B>
 void unpack_rows(const uint8_t* const rows[16], int64_t offset, int64_t bytes, uint32_t* out) {
@@ -135,11 +108,11 @@ RowTile read_row_tile(const LinearArgs& a, int64_t begin, float* memory) {
       const int count = static_cast<int>(a.G - g < 16 ? a.G - g : 16);
       const auto mask = static_cast<__mmask16>(low_bits(count));
       alignas(64) float some[16];
-      const __m512 scale = load_scales(a.scale, a.scale_dtype, n * a.scale_stride + g, mask);
+      const __m512 scale = load_16(a.scale, a.scale_dtype, n * a.scale_stride + g, mask);
       _mm512_store_ps(some, scale);
       for (int i = 0; i < count; ++i) tile.scales[(g + i) * kTileRows + j] = some[i];
       if (!tile.corrections) continue;
-      const __m512 zero = load_scales(a.zero, a.scale_dtype, n * a.scale_stride + g, mask);
+      const __m512 zero = load_16(a.zero, a.scale_dtype, n * a.scale_stride + g, mask);
       _mm512_store_ps(some, _mm512_mul_ps(scale, _mm512_sub_ps(zero, _mm512_set1_ps(middle))));
       for (int i = 0; i < count; ++i) tile.corrections[(g + i) * kTileRows + j] = some[i];
     }
@@ -206,7 +179,7 @@ void tile_rows(const LinearArgs& a, const Activations& x, int64_t m_begin, int64
   }
   for (int64_t m = 0; m < x.rows; ++m)
     for (int half = 0; half < 2; ++half)
-      store_16(a, (m_begin + m) * a.N + begin + 16 * half,
+      store_16(a.y, a.x_dtype, (m_begin + m) * a.N + begin + 16 * half,
                static_cast<__mmask16>(low_bits(tile.n_rows - 16 * half)),
                _mm512_load_ps(sums + m * kTileRows + 16 * half));
 }
