@@ -59,7 +59,6 @@ def test_loss_and_round_trip(name: str, windows: Tensor, float_loss: float, tmp_
     config, allowed = CONFIGS[name]
     model = load(FOLDER, config, dtype=torch.float32)
     found = loss(model, windows)
-    print(f"{name}: float {float_loss:.4f}, quantized {found - float_loss:+.4f}")
     assert -0.02 < found - float_loss < allowed
     model.save_pretrained(tmp_path)
     reloaded = load(tmp_path)

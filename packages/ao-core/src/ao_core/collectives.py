@@ -32,21 +32,29 @@ if dist.is_available():
             _, work = c10d.broadcast_.default([t], *rest)
         return tensors, work
 
+    def _gathered(t: torch.Tensor, group_size: int, group_name: str) -> torch.Tensor:
+        """Waits at once: DTensor joins what it gathered along a later dimension without waiting,
+        because a tensor subclass is never wrapped as an asynchronous result."""
+        out = functional.all_gather_into_tensor.default(t.contiguous(), group_size, group_name)
+        return functional.wait_tensor.default(out)
+
     @QTensor.implements(functional.all_gather_into_tensor.default)
     def _all_gather_into_tensor(q: QTensor, group_size: int, group_name: str) -> QTensor:
         """Every rank's tensor, one after the other along the first dimension."""
         shared = {name for name, dims in q.field_layout().items() if dims[0] is None}
         fields = {
-            name: t
-            if name in shared
-            else functional.all_gather_into_tensor.default(t.contiguous(), group_size, group_name)
+            name: t if name in shared else _gathered(t, group_size, group_name)
             for name, t in q.tensors().items()
         }
         return q.rebuild(shape=torch.Size([q.shape[0] * group_size, *q.shape[1:]]), **fields)
 
     @QTensor.implements(functional.broadcast.default)
     def _broadcast(q: QTensor, root: int, group_name: str) -> QTensor:
-        return q.map(lambda t: functional.broadcast.default(t, root, group_name))
+        return q.map(
+            lambda t: functional.wait_tensor.default(
+                functional.broadcast.default(t, root, group_name)
+            )
+        )
 
     # the second is what funcol of torch 2.13 calls instead of an async wrapper; it is defined
     # together with funcol itself
