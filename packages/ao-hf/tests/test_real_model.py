@@ -17,8 +17,9 @@ from ao_quant import (
     Int8WeightOnlyConfig,
 )
 
-BESIDE = Path(__file__).parents[4] / "shared" / "models" / "reference-lm"
-FOLDER = Path(os.environ.get("AO_REFERENCE_LM", BESIDE))
+REFERENCE = Path("shared", "models", "reference-lm")
+BESIDE = [parent / REFERENCE for parent in Path(__file__).parents]
+FOLDER = Path(os.environ.get("AO_REFERENCE_LM") or next(filter(Path.is_dir, BESIDE), REFERENCE))
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "config.json").exists(),
     reason="no reference model: set AO_REFERENCE_LM to its folder",

@@ -55,7 +55,6 @@ class AoQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self,
         model: PreTrainedModel,
-        dtype: torch.dtype | None = None,
         checkpoint_files: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,7 +66,7 @@ class AoQuantizer(HfQuantizer):
             )
         files = list(checkpoint_files or ())
         if self.pre_quantized:
-            plan = model._get_dtype_plan(dtype) if dtype is not None else {}
+            plan = model._get_dtype_plan(cast(torch.dtype, model.config.dtype))
             self.placeholders = Placeholders(model, files, lambda name, p: _dtype(plan, name, p))
             return
         _refuse_quantized_files(files)
