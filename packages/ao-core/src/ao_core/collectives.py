@@ -23,6 +23,7 @@ if dist.is_available():
         for name, out in outputs[0].tensors().items():
             parts = [[part.tensors()[name].contiguous() for part in each] for each in inputs]
             _, work = c10d.scatter_.default([out], parts, *rest)
+            work.wait()  # the caller waits for one work only, and gloo runs several at a time
         return outputs, work
 
     @QTensor.implements(c10d.broadcast_.default)
@@ -30,6 +31,7 @@ if dist.is_available():
         work: Any = None
         for t in tensors[0].tensors().values():
             _, work = c10d.broadcast_.default([t], *rest)
+            work.wait()
         return tensors, work
 
     def _gathered(t: torch.Tensor, group_size: int, group_name: str) -> torch.Tensor:
