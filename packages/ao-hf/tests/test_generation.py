@@ -44,3 +44,16 @@ def test_beams_and_sampling(checkpoint: Checkpoint) -> None:
     torch.manual_seed(0)
     options = GREEDY | {"do_sample": True, "num_return_sequences": 2}
     assert model.generate(token_ids(1), **options).shape[0] == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("kind", ["tied", "qwen3_moe"])
+def test_static_cache_on_a_gpu(kind: str, checkpoint: Checkpoint) -> None:
+    """There Transformers compiles the decoding step without being told."""
+    torch._dynamo.reset()
+    model = load(checkpoint(kind), INT4, dtype=torch.float32, device_map="cuda")
+    ids = token_ids(1).cuda()
+    dynamic = model.generate(ids, **GREEDY)
+    static = model.generate(ids, cache_implementation="static", **GREEDY)
+    assert torch.equal(dynamic, static)

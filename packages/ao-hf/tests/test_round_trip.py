@@ -304,3 +304,13 @@ def test_a_config_that_is_passed_to_a_quantized_checkpoint(
         model = load(tmp_path, INT8)
     assert config_of(model) == INT4
     assert_same_state(model, load(tmp_path))
+
+
+def test_saving_over_the_folder_that_was_loaded(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The weights may be mapped from the very files that are written."""
+    load(checkpoint("llama"), INT4).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(load(tmp_path)), expected)

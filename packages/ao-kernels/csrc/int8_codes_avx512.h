@@ -25,9 +25,10 @@ class ChunkCodes {
   static constexpr int kRegisters = P == 0 ? 1 : P;
   static constexpr int kCodes = 64 * kRegisters;
 
-  explicit ChunkCodes(const LinearArgs& a)
-      : bytes(P == 0 ? 8 * code_bits(a) : 64), full_(low_bits(bytes)) {
-    const int bits = code_bits(a);
+  // 1..8 bits, or 0 for int8 codes, which become code + 128.
+  explicit ChunkCodes(int format)
+      : bytes(P == 0 ? 8 * format : 64), full_(low_bits(bytes)) {
+    const int bits = format ? format : 8;
     alignas(64) uint8_t from[64], shift[64];
     for (int i = 0; i < 64; ++i) {
       from[i] = static_cast<uint8_t>(i / 8 * bits + i % 8) % 64;
@@ -36,7 +37,7 @@ class ChunkCodes {
     from_ = _mm512_load_si512(from);
     shift_ = _mm512_load_si512(shift);
     mask_ = _mm512_set1_epi8(static_cast<char>((1 << bits) - 1));
-    flip_ = _mm512_set1_epi8(a.bits == 0 ? static_cast<char>(0x80) : 0);  // int8: code + 128
+    flip_ = _mm512_set1_epi8(format == 0 ? static_cast<char>(0x80) : 0);
   }
 
   // A whole chunk, and one of which `left` bytes exist.

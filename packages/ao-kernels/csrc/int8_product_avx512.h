@@ -14,7 +14,7 @@ constexpr int kMaxDotTokens = 8;
 
 template <int P, bool Many>
 void dot_any(const LinearArgs& a, const Tokens& x, int64_t n, int rows, float* acc) {
-  const ChunkCodes<P> codes(a);
+  const ChunkCodes<P> codes(a.bits);
   switch (x.count) {
     case 1: return dot_block<P, 1, Many>(a, codes, x, n, rows, acc);
     case 2: return dot_block<P, 2, Many>(a, codes, x, n, rows, acc);
@@ -39,7 +39,7 @@ struct Kernels {
   }
   static void panel(const LinearArgs& a, const Tokens& x, const Stretches& stretches, int64_t n, int rows,
                     int64_t next, char* memory, float* acc) {
-    panel_block<P>(a, ChunkCodes<P>(a), x, stretches, n, rows, next, *reinterpret_cast<Panel*>(memory), acc);
+    panel_block<P>(a, ChunkCodes<P>(a.bits), x, stretches, n, rows, next, *reinterpret_cast<Panel*>(memory), acc);
   }
   static void dots(const LinearArgs& a, const Tokens& x, int64_t n, int rows, float* acc) {
     return many(a) ? dot_any<P, true>(a, x, n, rows, acc) : dot_any<P, false>(a, x, n, rows, acc);
