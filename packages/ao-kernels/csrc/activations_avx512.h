@@ -5,6 +5,7 @@
 #pragma once
 #include "codes_avx512.h"
 #include "linear.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace ao::avx512 {
@@ -48,14 +49,13 @@ inline constexpr Order kTileOrder = [] {
 constexpr int kSpareVectors = 8;
 
 struct Activations {
-  uint16_t* data;   // [blocks of K][rows][planes][block] bf16, then kSpareVectors x block
+  uint16_t* data;   // [chunks][rows][planes][kChunk] bf16, then kSpareVectors x kChunk
   float* sums;      // [rows][G] sum of a group's activations, or nullptr without zero points
-  int64_t rows, n_chunks, block;
+  int64_t rows, n_chunks;
   int planes;
 
-  // Code k, the first of a chunk, of a row. The next plane or row is `block` further.
-  uint16_t* at(int64_t row, int plane, int64_t k) const {
-    return data + ((k / block * rows + row) * planes + plane) * block + k % block;
+  uint16_t* at(int64_t row, int plane, int64_t chunk) const {
+    return data + ((chunk * rows + row) * planes + plane) * kChunk;
   }
 };
 
@@ -94,7 +94,7 @@ inline void pack_row(const LinearArgs& a, const Activations& out, const Order& o
       const uint16_t* x = static_cast<const uint16_t*>(a.x) + base + k;
       for (int s = 0; s < 4; ++s)
         natural[s] = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(low_bits(left - 32 * s)), x + 32 * s);
-      store_ordered(out.at(row, 0, k), order, natural);
+      store_ordered(out.at(row, 0, c), order, natural);
       continue;
     }
     __m512 rest[8];
@@ -105,7 +105,7 @@ inline void pack_row(const LinearArgs& a, const Activations& out, const Order& o
         const __m512 low = split(rest[2 * s]);
         natural[s] = narrow(low, split(rest[2 * s + 1]));
       }
-      store_ordered(out.at(row, plane, k), order, natural);
+      store_ordered(out.at(row, plane, c), order, natural);
     }
   }
 }
@@ -121,21 +121,23 @@ inline void sum_groups(const LinearArgs& a, int64_t m, float* sums) {
   }
 }
 
-// Rows [begin, end) of x in blocks of `block` codes, in scratch slots 0 and 1 of the calling thread.
-inline Activations pack_activations(const LinearArgs& a, const Order& order, int64_t block, int64_t begin,
-                                    int64_t end, bool with_sums) {
+constexpr int64_t kAlonePacked = 1 << 15;  // fewer activations are packed by the caller alone
+
+// Rows [begin, end) of x, in scratch slots 0 and 1 of the calling thread.
+inline Activations pack_activations(const LinearArgs& a, const Order& order, int64_t begin, int64_t end) {
   Activations out;
   out.rows = end - begin;
   out.n_chunks = (a.K + kChunk - 1) / kChunk;
-  out.block = block;
   out.planes = n_planes(a.x_dtype);
-  const int64_t n_blocks = (a.K + block - 1) / block;
-  out.data = static_cast<uint16_t*>(scratch(0, (n_blocks * out.rows * out.planes + kSpareVectors) * block * 2));
-  out.sums = with_sums ? static_cast<float*>(scratch(1, out.rows * a.G * sizeof(float))) : nullptr;
-  for (int64_t m = 0; m < out.rows; ++m) {
-    pack_row(a, out, order, begin + m, m);
-    if (with_sums) sum_groups(a, begin + m, out.sums + m * a.G);
-  }
+  out.data = static_cast<uint16_t*>(scratch(0, (out.n_chunks * out.rows * out.planes + kSpareVectors) * kChunk * 2));
+  out.sums = a.zero ? static_cast<float*>(scratch(1, out.rows * a.G * sizeof(float))) : nullptr;
+  const int threads = out.rows * a.K < kAlonePacked ? 1 : a.n_threads;
+  parallel_for(out.rows, 1 + kAlonePacked / 4 / a.K, threads, [&](int64_t from, int64_t to) {
+    for (int64_t m = from; m < to; ++m) {
+      pack_row(a, out, order, begin + m, m);
+      if (a.zero) sum_groups(a, begin + m, out.sums + m * a.G);
+    }
+  });
   return out;
 }
 

@@ -1,9 +1,10 @@
 // Weight-only linear for many tokens: tiles of 32 weight rows x 12 tokens.
 //
-// For 32 rows and 256 codes at a time the codes are unpacked to bf16 and transposed, so that a register holds one pair of
+// For 32 rows and 128 codes at a time the codes are unpacked to bf16 and transposed, so that a register holds one pair of
 // codes of 16 rows; a token's pair of activations is broadcast from memory. The tile lives in 24 registers while it
 // runs through the codes of a group, then joins the float32 sums, multiplied by the 32 scales of the group.
-// The unpacked codes (16 KB) and activations (6 KB) stay in the first-level cache.
+// Up to four tiles of rows go together: their unpacked codes (32 KB) and a tile's activations (3 KB) stay in the first-level
+// cache, and activations are brought to it once for 128 rows.
 #pragma once
 #include "dot_avx512.h"
 
@@ -11,8 +12,8 @@ namespace ao::avx512 {
 
 constexpr int kTileRows = 32;
 constexpr int kTileTokens = 12;
-constexpr int kBlockCodes = 256;
-constexpr int kBlockPairs = kBlockCodes / 2;
+constexpr int kTilesTogether = 4;
+constexpr int kChunkPairs = kChunk / 2;
 
 // One chunk of 16 rows -> out[pair position][row], rows 32 apart.
 template <int B>
@@ -43,9 +44,9 @@ void unpack_rows(const uint8_t* const rows[16], int64_t offset, int64_t bytes, u
   }
 }
 
-// Bytes that a pair of codes after another asks for: the next tile's, in the order of memory, while this one is multiplied.
-// The tile itself reads short pieces of many rows, which no prefetcher follows, and a burst of prefetches
-// is dropped by the processor.
+// A tile reads short pieces of many rows, which no prefetcher follows, and a burst of prefetches is dropped by the processor.
+// So every pair of codes of the first tokens asks for some bytes of the next tiles, in the order of addresses, and every tile
+// asks for some rows of the next chunk, which may have left the second-level cache since.
 struct Ahead {
   const uint8_t* bytes;
   int64_t step;
@@ -60,7 +61,7 @@ void tile_group(const uint32_t* codes, const uint16_t* x, int64_t x_stride, int 
   for (int i = 0; i < n_pairs; ++i) {
     const __m512i w0 = _mm512_load_si512(codes + i * kTileRows);
     const __m512i w1 = _mm512_load_si512(codes + i * kTileRows + 16);
-    _mm_prefetch(ahead.bytes + i * ahead.step, _MM_HINT_T1);
+    _mm_prefetch(ahead.bytes + i * ahead.step, _MM_HINT_T0);
 #pragma GCC unroll 12
     for (int t = 0; t < T; ++t) {
       int32_t pair;
@@ -100,23 +101,29 @@ RowTile read_row_tile(const LinearArgs& a, int64_t begin, float* memory) {
   tile.scales = memory;
   tile.corrections = a.zero ? memory + a.G * kTileRows : nullptr;
   constexpr float middle = B == 0 ? 0.0f : static_cast<float>(1 << (B - 1 > 0 ? B - 1 : 0));
-  for (int j = 0; j < kTileRows; ++j) {
-    // Rows behind the last repeat it; their sums are not stored.
-    const int64_t n = begin + (j < tile.n_rows ? j : tile.n_rows - 1);
-    tile.rows[j] = a.codes + n * a.row_bytes;
+  // Rows behind the last repeat it; their sums are not stored.
+  const auto row = [&](int j) { return begin + (j < tile.n_rows ? j : tile.n_rows - 1); };
+  for (int j = 0; j < kTileRows; ++j) tile.rows[j] = a.codes + row(j) * a.row_bytes;
+  for (int half = 0; half < kTileRows; half += 16)
     for (int64_t g = 0; g < a.G; g += 16) {
       const int count = static_cast<int>(a.G - g < 16 ? a.G - g : 16);
       const auto mask = static_cast<__mmask16>(low_bits(count));
-      alignas(64) float some[16];
-      const __m512 scale = load_16(a.scale, a.scale_dtype, n * a.scale_stride + g, mask);
-      _mm512_store_ps(some, scale);
-      for (int i = 0; i < count; ++i) tile.scales[(g + i) * kTileRows + j] = some[i];
-      if (!tile.corrections) continue;
-      const __m512 zero = load_16(a.zero, a.scale_dtype, n * a.scale_stride + g, mask);
-      _mm512_store_ps(some, _mm512_mul_ps(scale, _mm512_sub_ps(zero, _mm512_set1_ps(middle))));
-      for (int i = 0; i < count; ++i) tile.corrections[(g + i) * kTileRows + j] = some[i];
+      __m512i scales[16], shifts[16];
+      for (int j = 0; j < 16; ++j) {
+        const int64_t at = row(half + j) * a.scale_stride + g;
+        const __m512 scale = load_16(a.scale, a.scale_dtype, at, mask);
+        scales[j] = _mm512_castps_si512(scale);
+        if (a.zero)
+          shifts[j] = _mm512_castps_si512(_mm512_mul_ps(
+              scale, _mm512_sub_ps(load_16(a.zero, a.scale_dtype, at, mask), _mm512_set1_ps(middle))));
+      }
+      const auto store = [&](__m512i parameters[16], float* out) {
+        transpose16(parameters);
+        for (int i = 0; i < count; ++i) _mm512_storeu_si512(out + (g + i) * kTileRows + half, parameters[i]);
+      };
+      store(scales, tile.scales);
+      if (a.zero) store(shifts, tile.corrections);
     }
-  }
   return tile;
 }
 
@@ -138,50 +145,85 @@ inline void start_sums(const LinearArgs& a, const Activations& x, const RowTile&
   }
 }
 
-// All tokens of x (from token m_begin of the call) times weight rows [begin, begin + 32).
+// The part of a chunk that lies in one group.
+struct Piece {
+  int first_pair, n_pairs;
+  int64_t group;
+};
+
+inline int cut_chunk(const LinearArgs& a, int64_t c, Piece pieces[kChunk / 8]) {
+  const int64_t begin = c * kChunk, end = begin + kChunk < a.K ? begin + kChunk : a.K;
+  int n = 0;
+  for (int64_t from = begin; from < end; ++n) {
+    const int64_t g = from / a.group_size;
+    const int64_t to = (g + 1) * a.group_size < end ? (g + 1) * a.group_size : end;
+    pieces[n] = {static_cast<int>((from - begin) / 2), static_cast<int>((to - from + 7) / 8 * 4), g};
+    from = to;
+  }
+  return n;
+}
+
+// All tokens of x (from token m_begin of the call) times `count` tiles of weight rows, at most kTilesTogether. The
+// thread's next tiles most likely begin at tile `after`.
 template <int B>
-void tile_rows(const LinearArgs& a, const Activations& x, int64_t m_begin, int64_t begin) {
-  auto* codes = static_cast<uint32_t*>(scratch(3, kBlockPairs * kTileRows * sizeof(uint32_t)));
-  auto* sums = static_cast<float*>(scratch(4, x.rows * kTileRows * sizeof(float)));
-  const int64_t n_parameters = a.G * kTileRows * (a.zero ? 2 : 1);
-  const RowTile tile = read_row_tile<B>(a, begin, static_cast<float*>(scratch(5, n_parameters * sizeof(float))));
-  start_sums(a, x, tile, begin, sums);
+void multiply_tiles(const LinearArgs& a, const Activations& x, int64_t m_begin, int64_t first_tile, int count,
+                    int64_t after) {
+  constexpr int64_t kTileCodes = kChunkPairs * kTileRows;
+  const int64_t n_sums = x.rows * kTileRows, n_parameters = a.G * kTileRows * (a.zero ? 2 : 1);
+  auto* codes = static_cast<uint32_t*>(scratch(3, count * kTileCodes * sizeof(uint32_t)));
+  auto* sums = static_cast<float*>(scratch(4, count * n_sums * sizeof(float)));
+  auto* parameters = static_cast<float*>(scratch(5, count * n_parameters * sizeof(float)));
+  RowTile tiles[kTilesTogether];
+  for (int i = 0; i < count; ++i) {
+    const int64_t begin = (first_tile + i) * kTileRows;
+    tiles[i] = read_row_tile<B>(a, begin, parameters + i * n_parameters);
+    start_sums(a, x, tiles[i], begin, sums + i * n_sums);
+  }
 
   const int64_t n_blocks = (x.rows + kTileTokens - 1) / kTileTokens;
-  const int64_t bytes = kTileRows * a.row_bytes;
-  const bool has_next = begin + 2 * kTileRows <= a.N;
-  const int64_t x_stride = x.planes * kBlockCodes;
-  for (int64_t k = 0; k < a.K; k += kBlockCodes) {
-    const int64_t k_end = k + kBlockCodes < a.K ? k + kBlockCodes : a.K;
-    for (int64_t c = k / kChunk; c * kChunk < k_end; ++c)
+  const int64_t x_stride = x.planes * kChunk;
+  // Bytes of the next tiles that a pair of codes asks for, and how far that has come.
+  const bool goes_on = (after + count) * kTileRows <= a.N;
+  const int64_t step = goes_on ? 2 * kTileRows * a.row_bytes / a.K : 0;
+  const uint8_t* next = goes_on ? a.codes + after * kTileRows * a.row_bytes : a.codes;
+  const int64_t n_calls = n_blocks * x.planes * count;
+  const int n_asked = static_cast<int>((kTileRows * count + n_calls - 1) / n_calls);
+  for (int64_t c = 0; c < x.n_chunks; ++c) {
+    const int64_t at = c * chunk_bytes<B>;
+    for (int i = 0; i < count; ++i)
       for (int half = 0; half < 2; ++half)
-        unpack_rows<B>(tile.rows + 16 * half, c * chunk_bytes<B>, a.row_bytes - c * chunk_bytes<B>,
-                       codes + (c * kChunk - k) / 2 * kTileRows + 16 * half);
+        unpack_rows<B>(tiles[i].rows + 16 * half, at, a.row_bytes - at, codes + i * kTileCodes + 16 * half);
+    Piece pieces[kChunk / 8];
+    const int n_pieces = cut_chunk(a, c, pieces);
+    int asked = c + 1 < x.n_chunks ? 0 : kTileRows * count;
     for (int64_t block = 0; block < n_blocks; ++block) {
-      const int64_t m = x.rows * block / n_blocks;
-      const auto tokens = static_cast<int>(x.rows * (block + 1) / n_blocks - m);
+      const int64_t m = x.rows * block / n_blocks, m_end = x.rows * (block + 1) / n_blocks;
+      const TileGroup multiply = kTileGroups[m_end - m];
+      // The first tokens ask for the next tiles, others for the activations that follow.
+      Ahead ahead = {next, step};
+      if (block > 0) ahead = {reinterpret_cast<const uint8_t*>(x.at(m_end, 0, c)), 4 * kTileTokens / count};
       for (int plane = 0; plane < x.planes; ++plane) {
-        const uint16_t* activations = x.at(m, plane, k);
-        for (int64_t from = k; from < k_end;) {
-          const int64_t g = from / a.group_size;
-          const int64_t to = (g + 1) * a.group_size < k_end ? (g + 1) * a.group_size : k_end;
-          const bool asks = block == 0 && plane == 0 && has_next;
-          const Ahead ahead = {asks ? tile.rows[0] + bytes + bytes * from / a.K : tile.rows[0],
-                               asks ? 2 * bytes / a.K : 0};
-          const int64_t first = from - k, n_codes = (to - from + 7) / 8 * 8;
-          kTileGroups[tokens](codes + first / 2 * kTileRows, activations + first, x_stride,
-                              static_cast<int>(n_codes / 2), tile.scales + g * kTileRows,
-                              sums + m * kTileRows, ahead);
-          from = to;
+        const uint16_t* activations = x.at(m, plane, c);
+        for (int i = 0; i < count; ++i) {
+          for (int last = asked + n_asked; asked < last && asked < kTileRows * count; ++asked)
+            for (int line = 0; line < chunk_bytes<B>; line += 64)
+              _mm_prefetch(tiles[asked / kTileRows].rows[asked % kTileRows] + at + chunk_bytes<B> + line, _MM_HINT_T1);
+          for (int j = 0; j < n_pieces; ++j) {
+            const Piece piece = pieces[j];
+            multiply(codes + i * kTileCodes + piece.first_pair * kTileRows, activations + 2 * piece.first_pair, x_stride,
+                     piece.n_pairs, tiles[i].scales + piece.group * kTileRows, sums + i * n_sums + m * kTileRows, ahead);
+            ahead.bytes += piece.n_pairs * ahead.step;
+          }
         }
       }
+      if (block == 0) next = ahead.bytes;
     }
   }
   for (int64_t m = 0; m < x.rows; ++m)
-    for (int half = 0; half < 2; ++half)
-      store_16(a.y, a.x_dtype, (m_begin + m) * a.N + begin + 16 * half,
-               static_cast<__mmask16>(low_bits(tile.n_rows - 16 * half)),
-               _mm512_load_ps(sums + m * kTileRows + 16 * half));
+    for (int i = 0; i < 2 * count; ++i)
+      store_16(a.y, a.x_dtype, (m_begin + m) * a.N + first_tile * kTileRows + 16 * i,
+               static_cast<__mmask16>(low_bits(tiles[i / 2].n_rows - i % 2 * 16)),
+               _mm512_load_ps(sums + i / 2 * n_sums + m * kTileRows + i % 2 * 16));
 }
 
 }  // namespace ao::avx512

@@ -29,7 +29,7 @@ void dot_pass(const LinearArgs& a, const Activations& x, const Groups& groups, i
 
 template <int B>
 void dot_linear(const LinearArgs& a) {
-  const Activations x = pack_activations(a, kDotOrder<B>, kChunk, 0, a.M, a.zero != nullptr);
+  const Activations x = pack_activations(a, kDotOrder<B>, 0, a.M);
   const Groups groups = plan_groups<B>(a, x.n_chunks);
   const int64_t tokens = kDotVectors / x.planes;
   parallel_for(a.N, row_grain(a), row_threads(a), [&](int64_t begin, int64_t end) {
@@ -43,18 +43,28 @@ void dot_linear(const LinearArgs& a) {
 
 constexpr int64_t kSerialProducts = 1 << 20;  // 5 us of work
 
+// Tokens a pass: about equally many, so that activations take at most 8 MB and the sums of a thread's tiles fit in its
+// second-level cache.
+inline int64_t pass_tokens(const LinearArgs& a) {
+  const int64_t in_memory = (int64_t{8} << 20) / (n_planes(a.x_dtype) * (a.K + kChunk) * 2);
+  const int64_t most = in_memory < 16 * kTileTokens ? 16 * kTileTokens : in_memory < 1024 ? in_memory : 1024;
+  const int64_t n_passes = (a.M + most - 1) / most;
+  const int64_t even = (a.M + n_passes - 1) / n_passes;
+  return (even + kTileTokens - 1) / kTileTokens * kTileTokens;
+}
+
 template <int B>
 void tile_linear(const LinearArgs& a) {
-  // Tokens a pass: activations of at most 8 MB, so that scratch stays bounded.
-  int64_t limit = (int64_t{8} << 20) / (n_planes(a.x_dtype) * (a.K + kChunk) * 2);
-  limit = limit < 16 * kTileTokens ? 16 * kTileTokens : limit > 40 * kTileTokens ? 40 * kTileTokens : limit;
-  for (int64_t m = 0; m < a.M; m += limit) {
-    const int64_t end = m + limit < a.M ? m + limit : a.M;
-    const Activations x = pack_activations(a, kTileOrder<B>, kBlockCodes, m, end, a.zero != nullptr);
+  const int64_t pass = pass_tokens(a);
+  for (int64_t m = 0; m < a.M; m += pass) {
+    const int64_t end = m + pass < a.M ? m + pass : a.M;
+    const Activations x = pack_activations(a, kTileOrder<B>, m, end);
     const int64_t n_tiles = (a.N + kTileRows - 1) / kTileRows;
-    const int64_t grain = (n_tiles + 4 * a.n_threads - 1) / (4 * a.n_threads);
-    parallel_for(n_tiles, grain, a.M * a.N * a.K < kSerialProducts ? 1 : a.n_threads, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) tile_rows<B>(a, x, m, i * kTileRows);
+    const int threads = a.M * a.N * a.K < kSerialProducts ? 1 : a.n_threads;
+    const int64_t even = (n_tiles + 4 * threads - 1) / (4 * threads);
+    const int64_t grain = even < kTilesTogether ? even : kTilesTogether;
+    parallel_for(n_tiles, grain, threads, [&](int64_t from, int64_t to) {
+      multiply_tiles<B>(a, x, m, from, static_cast<int>(to - from), from + threads * grain);
     });
   }
 }
