@@ -7,7 +7,7 @@ python benchmarks/bench_int4_linear.py --shapes 4096x4096 --tokens 1,8,32,128
 from __future__ import annotations
 
 import torch
-from measure import Memory, Report, alternate, arguments, check_close, shapes
+from measure import Memory, Report, alternate, arguments, check_close, read_layers, shapes
 from torch.nn.functional import linear
 
 from ao_core.packing import pack
@@ -28,7 +28,7 @@ def main() -> None:
                 x = torch.randn(M, K).to(dtype)
                 sides = _sides(x, layers, g, dtype, options.float32)
                 n_bytes = sum(t.nbytes for t in layers[0][:3] if t is not None)
-                sides["read"] = memory.reads(n_bytes, len(layers))
+                sides["read"] = read_layers([layer[:3] for layer in layers])
                 report.add(
                     f"{N}x{K} g{g} M={M}",
                     alternate(sides, memory, seconds=options.seconds),

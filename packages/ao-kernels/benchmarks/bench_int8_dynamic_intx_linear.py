@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from measure import Memory, Report, alternate, arguments, check_close, shapes
+from measure import Memory, Report, alternate, arguments, check_close, read_layers, shapes
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, report: Report, bits: int) -> None:
                 sides = {
                     "ours": [lambda a=a: op(x, a[0], a[1], *others) for a in layers],
                     options.dtype: [lambda w=w: linear(x, w) for w in weights],
-                    "read": memory.reads(n_bytes, len(layers)),
+                    "read": read_layers([layer[:2] for layer in layers]),
                 }
                 times = alternate(sides, memory, seconds=options.seconds)
                 report.add(f"{bits} bits {N}x{K} g{g} M={M}", times, n_bytes)

@@ -7,7 +7,7 @@ python benchmarks/bench_int8_dynamic_linear.py --shapes 4096x4096 --tokens 1,8,3
 from __future__ import annotations
 
 import torch
-from measure import Memory, Report, alternate, arguments, check_close, shapes
+from measure import Memory, Report, alternate, arguments, check_close, read_layers, shapes
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -35,7 +35,7 @@ def main() -> None:
                     "ours": [lambda a=a: int8_dynamic_linear(x, a[0], a[1]) for a in layers],
                     options.dtype: [lambda v=v: linear(x, v) for v in dense],
                     "_int_mm": [lambda a=a: _with_int_mm(x, *a) for a in layers],
-                    "read": memory.reads(n_bytes, len(layers)),
+                    "read": read_layers([layer[:2] for layer in layers]),
                 }
                 times = alternate(sides, memory, seconds=options.seconds)
                 report.add(f"{N}x{K} M={M}", times, n_bytes)

@@ -6,7 +6,7 @@ python benchmarks/bench_intx_linear.py --shapes 4096x4096 --tokens 1 --bits 1,2,
 from __future__ import annotations
 
 import torch
-from measure import Memory, Report, alternate, arguments, check_close, shapes
+from measure import Memory, Report, alternate, arguments, check_close, read_layers, shapes
 from torch.nn.functional import linear
 
 from ao_core.packing import pack
@@ -29,7 +29,7 @@ def main() -> None:
                 for M in map(int, options.tokens.split(",")):
                     x = torch.randn(M, K).to(dtype)
                     sides = _sides(x, layers, dense, bits, g)
-                    sides["read"] = memory.reads(n_bytes, len(layers))
+                    sides["read"] = read_layers([layer[:2] for layer in layers])
                     times = alternate(sides, memory, seconds=options.seconds)
                     report.add(f"{N}x{K} b{bits} g{g} M={M}", times, n_bytes)
 

@@ -1,10 +1,10 @@
 """How the benchmarks of this folder measure and print.
 
-Both sides run in one process, in alternating order, each over as many distinct layers as are given,
+Both sides run in one process, in random order, each over as many distinct layers as are given,
 with the last-level cache emptied before each side, so that weights come from memory. The time of a
 side is the median over rounds of the mean over its layers; the spread is the 10th and 90th
-percentile. Read-only bandwidth of the same threads is measured as one more side of the same rounds:
-it is the limit of weight-bound work.
+percentile. Reading the same bytes, in the same place and with the same threads, is one more side of
+the same rounds: it is the limit of weight-bound work.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,39 +46,48 @@ class Memory:
     def flush(self) -> None:
         _C.read_memory(self._data.data_ptr(), self._data.nbytes, torch.get_num_threads())
 
-    def reads(self, n_bytes: int, n_layers: int) -> list[Callable[[], object]]:
-        """One call a layer, each reading ``n_bytes`` of its own (wrapping where the buffer is too
-        small)."""
-        calls = []
-        for layer in range(n_layers):
-            at = layer * n_bytes % max(64, self._data.nbytes - n_bytes) // 64 * 64
-            address = self._data.data_ptr() + at
-            calls.append(
-                lambda address=address: _C.read_memory(address, n_bytes, torch.get_num_threads())
-            )
-        return calls
+    def reads(self, n_bytes: int, n_calls: int) -> list[Callable[[], object]]:
+        """Calls that read ``n_bytes`` each, one after the other in the buffer, for sides whose own
+        bytes lie scattered."""
+        at = [
+            call * n_bytes % max(64, self._data.nbytes - n_bytes) // 64 * 64
+            for call in range(n_calls)
+        ]
+        return [partial(_read, self._data.view(torch.uint8)[i : i + n_bytes]) for i in at]
+
+
+def read_layers(layers: Sequence[Sequence[torch.Tensor | None]]) -> list[Callable[[], object]]:
+    """Calls that read every byte of a layer's tensors, where they lie: 4 KiB pages of a model cost
+    page walks that a buffer read a moment ago does not cost."""
+    return [partial(_read, *(t for t in layer if t is not None)) for layer in layers]
+
+
+def _read(*tensors: torch.Tensor) -> None:
+    for t in tensors:
+        _C.read_memory(t.data_ptr(), t.nbytes, torch.get_num_threads())
 
 
 def alternate(
     sides: dict[str, Sequence[Callable[[], object]]], memory: Memory, *, seconds: float = 2.0
 ) -> dict[str, Times]:
-    """Times every side in turn, the order rotating by round, for about ``seconds`` altogether (at
-    least 7 rounds)."""
-    names = list(sides)
+    """Times every side in turn for about ``seconds`` altogether (at least 7 rounds). The order is
+    drawn anew each round: a side is up to 10 % slower behind some sides than behind others."""
+    names, order = list(sides), random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for calls in sides.values():
         for call in calls:
             call()
     start, rounds = time.perf_counter(), 0
     while rounds < 7 or time.perf_counter() - start < seconds:
-        for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
+        order.shuffle(names)
+        for name in names:
             memory.flush()
             begin = time.perf_counter()
             for call in sides[name]:
                 call()
             samples[name].append((time.perf_counter() - begin) / len(sides[name]) * 1e6)
         rounds += 1
-    return {name: _summary(values) for name, values in samples.items()}
+    return {name: _summary(samples[name]) for name in sides}
 
 
 def _summary(values: list[float]) -> Times:

@@ -18,7 +18,7 @@ constexpr int kDotVectors = 8;
 constexpr int kPrefetch = 8192;
 
 // Bytes of activations that a block of rows uses over and over.
-constexpr int64_t kCachedActivations = 32 << 10;
+constexpr int64_t kCachedActivations = 24 << 10;
 
 // One thread takes 9.0 us for a 576 x 576 int4 row product, two take 7.8; at 256 x 512 it is 2.9 and 4.4 (Zen 5).
 constexpr int64_t kSerialBytes = 128 << 10;
@@ -60,6 +60,16 @@ Groups plan_groups(const LinearArgs& a, int64_t n_chunks) {
 
 // Weight rows whose sums are reduced and stored together.
 constexpr int kRowBlock = 16;
+
+// Asks for the scales and zero points of the rows from n on that read_scales will read next.
+inline void prefetch_scales(const LinearArgs& a, int64_t n) {
+  const int64_t pitch = a.scale_stride * dtype_bytes(a.scale_dtype);
+  const int64_t rows = a.N - n < kRowBlock ? a.N - n : kRowBlock;
+  for (int64_t byte = 0; byte < rows * pitch; byte += 64) {
+    _mm_prefetch(static_cast<const char*>(a.scale) + n * pitch + byte, _MM_HINT_T0);
+    if (a.zero) _mm_prefetch(static_cast<const char*>(a.zero) + n * pitch + byte, _MM_HINT_T0);
+  }
+}
 
 // The scales of `rows` rows as f32 with 16 readable floats behind. Returns the distance between rows.
 inline int64_t read_scales(const LinearArgs& a, int64_t n, int rows, float* out) {
@@ -109,21 +119,26 @@ template <int B, int V, int R, bool Whole, bool Full>
   __m512i w[R][4];
   for (int r = 0; r < R; ++r) Codes<B>::template unpack<Full>(codes + r * row_bytes, mask, w[r]);
   constexpr int steps = Whole ? 4 : unit_steps<B>;
+  // Sums of a unit stay in registers beside the codes and the sums of the row: half of the tokens at a time if they are many.
+  constexpr int H = R * V > 8 ? V / 2 : V;
   for (int u = 0; u < 4; u += steps) {
-    __m512 of_unit[R][V];
+    __m512 scale[R];
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) of_unit[r][v] = _mm512_setzero_ps();
-    for (int s = u; s < u + steps; ++s)
-      for (int v = 0; v < V; ++v) {
-        const __m512i activations = _mm512_load_si512(x + v * kChunk + 32 * s);
-        for (int r = 0; r < R; ++r) of_unit[r][v] = dot(of_unit[r][v], w[r][s], activations);
-      }
-    for (int r = 0; r < R; ++r) {
-      const float* of_row = scales + r * pitch;
-      const __m512 scale = Whole ? _mm512_set1_ps(*of_row)
-                                 : _mm512_permutexvar_ps(_mm512_loadu_si512(lanes + 16 * (u / steps)),
-                                                         _mm512_loadu_ps(of_row));
-      for (int v = 0; v < V; ++v) sums[r][v] = _mm512_fmadd_ps(of_unit[r][v], scale, sums[r][v]);
+      scale[r] = Whole ? _mm512_set1_ps(scales[r * pitch])
+                       : _mm512_permutexvar_ps(_mm512_loadu_si512(lanes + 16 * (u / steps)),
+                                               _mm512_loadu_ps(scales + r * pitch));
+#pragma GCC unroll 2
+    for (int h = 0; h < V; h += H) {
+      __m512 of_unit[R][H];
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < H; ++v) of_unit[r][v] = _mm512_setzero_ps();
+      for (int s = u; s < u + steps; ++s)
+        for (int v = 0; v < H; ++v) {
+          const __m512i activations = _mm512_load_si512(x + (h + v) * kChunk + 32 * s);
+          for (int r = 0; r < R; ++r) of_unit[r][v] = dot(of_unit[r][v], w[r][s], activations);
+        }
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < H; ++v) sums[r][h + v] = _mm512_fmadd_ps(of_unit[r][v], scale[r], sums[r][h + v]);
     }
   }
 }
@@ -201,7 +216,7 @@ void dot_part(const DotPass<B>& pass, const uint8_t* codes, const uint8_t* next,
 
 // Rows that go through the chunks together: they share the loads of activations.
 template <int V>
-inline constexpr int kRowsTogether = V <= 2 ? 2 : 1;
+inline constexpr int kRowsTogether = V == 1 ? 4 : 2;
 
 // Tokens [m, m + V / planes) of weight rows [begin, end).
 template <int B, int V, bool Whole>
@@ -220,6 +235,7 @@ void dot_rows(const LinearArgs& a, const Activations& x, const Groups& groups, i
   for (int64_t block = begin; block < end; block += kRowBlock) {
     const int rows = static_cast<int>(end - block < kRowBlock ? end - block : kRowBlock);
     const int64_t pitch = read_scales(a, block, rows, scales);
+    prefetch_scales(a, block + kRowBlock);
     const uint8_t* codes = a.codes + block * a.row_bytes;
     for (int64_t from = 0; from < x.n_chunks; from += at_once) {
       for (int j = 0; j < rows;) {
@@ -243,13 +259,13 @@ void dot_rows(const LinearArgs& a, const Activations& x, const Groups& groups, i
 
 // Up to this many activation vectors dot products are used, above it tiles.
 template <int B>
-inline constexpr int dot_vectors_limit = 8;
+inline constexpr int dot_vectors_limit = 12;
 
 // Small weights run on one thread, and no piece is so small that handing it out shows.
 inline int row_threads(const LinearArgs& a) { return a.N * a.row_bytes < kSerialBytes ? 1 : a.n_threads; }
 
 inline int64_t row_grain(const LinearArgs& a) {
-  const int64_t pieces = a.n_threads * 8;
+  const int64_t pieces = a.n_threads * 4;
   const int64_t least = (kPieceBytes + a.row_bytes - 1) / a.row_bytes;
   const int64_t even = (a.N + pieces - 1) / pieces;
   const int64_t rows = even < least ? least : even;

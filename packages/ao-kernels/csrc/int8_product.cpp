@@ -73,7 +73,7 @@ void pass(const LinearArgs& a, bool symmetric, int64_t m0, int64_t n_tokens) {
 
   const int64_t n_blocks = (a.N + kBlockRows - 1) / kBlockRows;
   const int threads = count * a.N * a.K < kAloneProducts ? 1 : a.n_threads;
-  const int64_t grain = max_of(1, n_blocks / (16 * threads));
+  const int64_t grain = max_of(1, n_blocks / (32 * threads));
   parallel_for(n_blocks, grain, threads, [&](int64_t begin, int64_t end) {
     char* const memory =
         static_cast<char*>(scratch(3, product.scratch_bytes() + count * kBlockRows * sizeof(float)));
