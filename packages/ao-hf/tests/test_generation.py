@@ -47,7 +47,7 @@ def test_beams_and_sampling(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's advice on TF32 and CUDA graphs
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("kind", ["tied", "qwen3_moe"])
 def test_static_cache_on_a_gpu(kind: str, checkpoint: Checkpoint) -> None:
