@@ -215,14 +215,14 @@ void dot_part(const DotPass<B>& pass, const uint8_t* codes, const uint8_t* next,
 }
 
 // Rows that go through the chunks together: they share the loads of activations.
-template <int V>
-inline constexpr int kRowsTogether = V == 1 ? 4 : 2;
+template <int B, int V>
+inline constexpr int kRowsTogether = V == 1 && B < 6 ? 4 : 2;  // from 6 bits on, tables take the registers of two rows
 
 // Tokens [m, m + V / planes) of weight rows [begin, end).
 template <int B, int V, bool Whole>
 void dot_rows(const LinearArgs& a, const Activations& x, const Groups& groups, int64_t m, int64_t begin,
               int64_t end) {
-  constexpr int R = kRowsTogether<V>;
+  constexpr int R = kRowsTogether<B, V>;
   const int tokens = static_cast<int>(x.rows - m < V / x.planes ? x.rows - m : V / x.planes);
   const int64_t n_full = a.row_bytes / chunk_bytes<B>, at_once = chunks_at_once<V>(x.n_chunks);
   // Vectors beyond the last token are computed from what comes next and dropped.
