@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -121,12 +122,14 @@ def compiled(made: dict[str, nn.Module], arguments: argparse.Namespace) -> dict[
 
 
 def peer(figure: str, context: int) -> float:
-    """llama.cpp, in its own environment and process, with the threads that torch has here."""
+    """llama.cpp, in its own environment and process, with the threads that torch has here, which
+    no setting of this process's OpenMP binds to cores."""
     program = str(Path(__file__).with_name("llama_cpp.py"))
     threads = str(torch.get_num_threads())
     options = ["--threads", threads, "--context", str(context), "--rounds", "1"]
     command = [str(PEER), program, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])[figure]
 
 

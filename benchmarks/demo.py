@@ -211,8 +211,9 @@ def picture(made: dict[str, Made], decode: dict, path: Path) -> None:
         "perplexity (lower is better)": {name: m.perplexity for name, m in made.items()},
         "decode, tokens/s (higher is better)": {name: s.median for name, s in decode.items()},
     }
+    smallest = min(made, key=lambda name: made[name].megabytes)
     for axes, (label, values) in zip(panels, points.items(), strict=True):
-        sides_of = label_sides(values)
+        sides_of = label_sides(values, smallest)
         for name, value in values.items():
             color, left = "0.35" if name == "bf16" else "tab:blue", sides_of[name] == "left"
             axes.plot(made[name].megabytes, value, "o", color=color, markersize=8)
@@ -234,14 +235,15 @@ def picture(made: dict[str, Made], decode: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def label_sides(values: dict[str, float]) -> dict[str, str]:
-    """Left of its point for bf16, which is at the right edge; neighbours in height alternate."""
+def label_sides(values: dict[str, float], small: str) -> dict[str, str]:
+    """Left of its point for bf16, which is at the right edge, never for the smallest checkpoint,
+    which is near the left one; neighbours in height alternate."""
     near = 0.05 * (max(values.values()) - min(values.values()))
     found, last = {"bf16": "left"}, None
     for name in sorted(values, key=lambda name: values[name]):
         if name in found:
             continue
-        crowded = last is not None and values[name] - values[last] < near
+        crowded = last is not None and values[name] - values[last] < near and name != small
         found[name] = "left" if crowded and found[last] == "right" else "right"
         last = name
     return found
