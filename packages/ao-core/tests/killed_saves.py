@@ -6,6 +6,7 @@ Children are forked, because importing torch for each would take minutes.
 """
 
 import ctypes
+import itertools
 import json
 import os
 import random
@@ -112,7 +113,7 @@ def any_time(folder: Path, rounds: int) -> None:
     for _ in range(rounds):
 
         def work() -> None:
-            for version in range(1, 100):
+            for version in itertools.cycle(range(1, 100)):
                 save(state(version), path, max_shard_size=(SMALL, LARGE)[version % 2])
 
         child = os.fork()
