@@ -72,9 +72,8 @@ class CompiledDecode:
         self.model, self.tokens, self.context = model, tokens, context
         self.cache = StaticCache(config=model.config, max_cache_len=context + tokens)
         unguarded = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        code = (
-            CompiledDecode._step.__code__.replace()
-        )  # dynamo keeps what it compiled by code object
+        # Dynamo keeps what it compiled by code object.
+        code = CompiledDecode._step.__code__.replace()
         own = types.MethodType(types.FunctionType(code, globals()), self)
         self.step = torch.compile(own, fullgraph=True, options=unguarded)
 

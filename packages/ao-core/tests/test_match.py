@@ -61,9 +61,8 @@ def test_patterns_match_whole_names_and_skip_vectors() -> None:
         "layers.0.experts.gate_up_proj",
         "layers.0.experts.down_proj",
     }
-    assert converted({r"re:layers\.0\..*\.weight": A}) == {
-        "layers.0.q_proj.weight"
-    }  # the norm's weight is a vector
+    # The norm's weight is a vector.
+    assert converted({r"re:layers\.0\..*\.weight": A}) == {"layers.0.q_proj.weight"}
     with pytest.raises(ConversionError, match="match nothing"):
         converted({r"re:proj": A})
 

@@ -1,5 +1,4 @@
-"""int4 weight-only linear against torch: bf16 and float32 F.linear, and torch's own packed int4
-kernel.
+"""int4 weight-only linear against bf16 and float32 F.linear and torch's own packed int4 kernel.
 
 python benchmarks/bench_int4_linear.py --shapes 4096x4096 --tokens 1,8,32,128
 """

@@ -1,5 +1,4 @@
-"""int8 linear with int8 activations against F.linear, and against the same written with
-torch._int_mm.
+"""int8 linear with int8 activations against F.linear and the same written with torch._int_mm.
 
 python benchmarks/bench_int8_dynamic_linear.py --shapes 4096x4096 --tokens 1,8,32,128
 """

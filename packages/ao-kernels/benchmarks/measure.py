@@ -132,9 +132,8 @@ class Report:
         ]
         gbps = n_bytes / read / 1e3
         print(
-            f"{case:28s} {'  '.join(cells)} us | limit {read:.0f} us ({gbps:.1f} GB/s), share "
-            f"{read / ours:.2f}"
-            f" | {', '.join(ratios)}",
+            f"{case:28s} {'  '.join(cells)} us | limit {read:.0f} us ({gbps:.1f} GB/s), "
+            f"share {read / ours:.2f} | {', '.join(ratios)}",
             flush=True,
         )
         if self._out:

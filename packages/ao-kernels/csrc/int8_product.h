@@ -16,8 +16,6 @@
 
 namespace ao {
 
-
-
 #ifdef AO_ISA_NAMESPACE
 namespace AO_ISA_NAMESPACE {
 

@@ -250,9 +250,8 @@ def test_compile_of_a_whole_model() -> None:
     with torch.no_grad():
         for layer in (model[0], model[2]):
             layer.weight.update_(torch.randn(layer.weight.shape))
-    torch.testing.assert_close(
-        compiled(x), model(x)
-    )  # new weights in the same storage, no new compilation
+    # New weights in the same storage, no new compilation.
+    torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_requantize_carries_the_options() -> None:

@@ -26,9 +26,8 @@ from .errors import CheckpointError
 
 try:
     import fcntl
-except (
-    ImportError
-):  # Windows: two processes that save to one path at the same time are not kept apart
+except ImportError:
+    # Windows: two processes that save to one path at the same time are not kept apart.
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [

@@ -41,10 +41,12 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Header:
-    """tensors  the entry of every quantized tensor, by name
-    tied        name of a stored tensor -> the other names that share it
-    config      the config that made the checkpoint, as JSON; `config_from_dict` rebuilds it
-    metadata    what else the writer put there
+    """What the header of a checkpoint says.
+
+    tensors   the entry of every quantized tensor, by name
+    tied      name of a stored tensor -> the other names that share it
+    config    the config that made the checkpoint, as JSON; `config_from_dict` rebuilds it
+    metadata  what else the writer put there
     """
 
     version: str = FORMAT_VERSION

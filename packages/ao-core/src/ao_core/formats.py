@@ -13,14 +13,16 @@ __all__ = ["FORMATS", "Format", "get_format"]
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """name     as in reports and checkpoints
-    bits      of one code
-    storage   dtype of the tensor that holds the codes
-    packed    codes are a bit stream (ao_core.packing); otherwise one storage element holds one code
-    low, high the range of a code; for packed formats codes are unsigned and `midpoint` stands for
-    zero
-    midpoint  the code that means 0.0 when no zero point is stored
-    scale     dtype of the scales
+    """What a code is, and what is stored with it.
+
+    name       as in reports and checkpoints
+    bits       of one code
+    storage    dtype of the tensor that holds the codes
+    packed     codes are a bit stream (ao_core.packing); otherwise a storage element holds one code
+    low, high  the range of a code; for packed formats codes are unsigned and `midpoint` stands for
+               zero
+    midpoint   the code that means 0.0 when no zero point is stored
+    scale      dtype of the scales
     """
 
     name: str

@@ -7,8 +7,7 @@ alone":
     2. the exact name of its module   "model.layers.0.self_attn.q_proj"
     3. "re:" pattern on its name      "re:.*experts\\.(gate_up|down)_proj"      (re.fullmatch)
     4. "re:" pattern on its module    "re:.*\\.mlp\\..*"
-    5. "_default"                     the modules that the config's handler converts by default
-                                      (linears)
+    5. "_default"                     the modules that the handler converts by default (linears)
 
 A module's name stands for its `weight`, or, where it has none, for its own three-dimensional
 parameters (fused experts). Patterns look at parameters with two or more dimensions, so they may
@@ -34,8 +33,9 @@ Rules = tuple[tuple[str, AOBaseConfig | None], ...]
 @register_config
 @dataclass(frozen=True)
 class FqnToConfig(AOBaseConfig):
-    """A config for each name or pattern: `FqnToConfig({"lm_head": None, "_default":
-    Int4WeightOnlyConfig()})`.
+    """A config for each name or pattern.
+
+        FqnToConfig({"lm_head": None, "_default": Int4WeightOnlyConfig()})
 
     Takes a mapping or pairs and keeps their order: among patterns the first that matches decides.
     """
@@ -122,8 +122,8 @@ def match(
     if isinstance(config, FqnToConfig):
         if filter_fn is not None:
             raise ConfigError(
-                "give FqnToConfig or filter_fn, not both: FqnToConfig already names what it "
-                "converts"
+                "give FqnToConfig or filter_fn, not both: "
+                "FqnToConfig already names what it converts"
             )
         return _match_names(model, config, default_modules)
     kinds = default_modules(config)
@@ -175,9 +175,8 @@ def _match_names(
                     used.add(key)
                     found.append((rank, key, value))
             if found:
-                rank, key, value = min(
-                    found, key=lambda item: item[0]
-                )  # the first of equals: min is stable
+                # The first of equals: min is stable.
+                rank, key, value = min(found, key=lambda item: item[0])
                 targets.append(Target(module, name, fqn, value, key, rank <= 2))
     unused = [
         key

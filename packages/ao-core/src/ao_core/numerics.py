@@ -1,8 +1,8 @@
 """Numerics: scales, codes and back, in plain torch. docs/numerics.md states each as an equation.
 
 Integers: groups of `group_size` consecutive elements of the last dimension share a scale (and a
-zero); the last group may be shorter. Shapes: w (..., K), scale and zero (..., G) with G = ceil(K /
-group_size).
+zero); the last group may be shorter. Shapes: w (..., K), scale and zero (..., G) with
+G = ceil(K / group_size).
 
     int8   codes in [-127, 127], int8           w ~ code * scale
     intx   codes in [0, 2**b - 1], uint8        w ~ (code - zero) * scale; zero is 2**(b-1) if None
@@ -89,6 +89,7 @@ def choose_intx_qparams(
     """Scale and zero from each group's extremes ("minmax").
 
     w (..., K) -> scale (..., G), zero (..., G) or None; both `scale_dtype` (default: the format's).
+
     symmetric   the element of largest magnitude takes the end of the range that has one code more,
                 -2**(b-1); the scale carries its sign. No zero is stored. One bit has two values,
                 -a and +a with a the mean magnitude: zero = 1/2.
@@ -135,8 +136,10 @@ def dequantize_intx(
     group_size: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(..., K) uint8, (..., G), (..., G) or None -> (..., K) `dtype`: (code - zero) * scale, formed
-    in float32."""
+    """(..., K) uint8, (..., G), (..., G) or None -> (..., K) `dtype`.
+
+    w = (code - zero) * scale, formed in float32.
+    """
     if zero is None:
         midpoint = float(_intx_format(bits).midpoint)
         return _by_group(codes, group_size, scale, lambda c, s: (c - midpoint) * s).to(dtype)
@@ -153,8 +156,9 @@ ROUNDS = 2  # alternating rounds a start
 def optimize_intx_qparams(
     w: Tensor, *, bits: int, group_size: int, scale_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scale and fractional zero that make the group's error sum |w - (code - zero) * scale|**2.5
-    small ("hqq").
+    """Scale and fractional zero that make a group's error small ("hqq").
+
+        error = sum |w - (code - zero) * scale|**2.5
 
     The half-quadratic idea of HQQ (Badri and Shaji, 2023): fix the codes and solve for the affine
     parameters in closed form, fix those and round again. Here scale and zero are both solved for,
@@ -254,8 +258,7 @@ def _intx_format(bits: int):
     return get_format("intx8" if bits == 8 else f"int{bits}")
 
 
-# ------------------------------------------------------------------------------------------
-# activations to int8
+# --- activations to int8
 
 
 def quantize_tokens(
@@ -263,11 +266,13 @@ def quantize_tokens(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Quantize each token of an activation to int8, as the int8_dynamic ops do.
 
-    x (M, K) -> codes (M, K) int8, scale (M, 1) float32, zero (M, 1) float32 or None; x ~ (codes -
-    zero) * scale.
+    x (M, K) -> codes (M, K) int8, scale (M, 1) float32, zero (M, 1) float32 or None, with
+    x ~ (codes - zero) * scale.
+
     symmetric   scale = amax / 127, codes in [-127, 127]
-    asymmetric  the range [min(x, 0), max(x, 0)] in 255 steps, codes in [-128, 127], zero an integer
-                code
+    asymmetric  the range [min(x, 0), max(x, 0)] in 255 steps, codes in [-128, 127]; zero is an
+                integer
+
     A token that holds NaN or inf gets a NaN scale and zero codes. All arithmetic is float32; x is
     multiplied by the rounded reciprocal of the scale, which is what makes codes equal on every
     device.
@@ -343,8 +348,7 @@ def _spread(scale: Tensor, block: tuple[int, ...], shape: torch.Size) -> Tensor:
     if list(scale.shape) != expected:
         raise ValueError(
             f"blocks of {tuple(block)} in a tensor of {tuple(shape)} have scales of shape "
-            f"{tuple(expected)}, "
-            f"got {tuple(scale.shape)}"
+            f"{tuple(expected)}, got {tuple(scale.shape)}"
         )
     for dim, (b, n) in enumerate(zip(block, shape, strict=True)):
         if b > 1 and scale.shape[dim] != 1:
@@ -386,8 +390,10 @@ def _per_group(reduce: Callable[[Tensor], Tensor], w: Tensor, group_size: int) -
 def _by_group(
     w: Tensor, group_size: int, scale: Tensor, fn: Callable[..., Tensor], zero: Tensor | None = None
 ) -> Tensor:
-    """fn(x, s[, z]) on (..., g, width) float32 views with broadcast group parameters; float32 (...,
-    K)."""
+    """fn(x, s[, z]) on (..., g, width) float32 views with broadcast group parameters.
+
+    Gives (..., K) float32.
+    """
     parameters = (scale,) if zero is None else (scale, zero)
     if any(p.shape[-1] != groups(w.shape[-1], group_size) for p in parameters):
         count = groups(w.shape[-1], group_size)

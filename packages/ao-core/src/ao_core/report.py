@@ -12,10 +12,12 @@ __all__ = ["Report", "Row"]
 class Row:
     """One parameter.
 
-    fqn      its full name                     status   "converted", "tied" (shares a converted one)
-             or "skipped"
-    what     the new format, or the reason     shape    of the float weight
-    bytes_before, bytes_after                  of this parameter; a tied one counts nothing
+    fqn           its full name
+    status        "converted", "tied" (shares a converted one) or "skipped"
+    what          the new format, or the reason
+    shape         of the float weight
+    bytes_before  of this parameter; a tied one counts nothing
+    bytes_after   likewise
     """
 
     fqn: str

@@ -263,14 +263,12 @@ class QTensor(Tensor):
         owner = next((t for t in types if issubclass(t, QTensor)), cls)
         handler = owner._table.get(func) or owner._table.get(str(func))
         if handler is None and torch.is_inference_mode_enabled() and func._can_decompose():
-            return func.decompose(
-                *args, **kwargs
-            )  # autograd's keys, which are off, do this otherwise
+            # Autograd's keys, which are off, do this otherwise.
+            return func.decompose(*args, **kwargs)
         if handler is None:
             raise UnsupportedOpError(
                 f"{func} is not defined for {owner.__name__}. Call .dequantize() first to work on "
-                f"the float weight, "
-                f"or define it with @{owner.__name__}.implements({func})."
+                f"the float weight, or define it with @{owner.__name__}.implements({func})."
             )
         if func not in QTensor._aliasing:
             return handler(*args, **kwargs)

@@ -44,8 +44,8 @@ def _to_copy(
     is stored."""
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(
-            f"{type(q).__name__} stands for a float weight and cannot become {dtype}; call "
-            f".dequantize() first"
+            f"{type(q).__name__} stands for a float weight and cannot become {dtype}; "
+            "call .dequantize() first"
         )
     moved = q.map(lambda t: t.to(device=device, non_blocking=non_blocking, copy=True))
     return moved.rebuild(dtype=dtype) if dtype is not None else moved
@@ -135,10 +135,9 @@ def _storage(q: QTensor) -> None:
     """What a program asks for that is about to write plain tensors: the only way to tell it more
     than an address."""
     raise TypeError(
-        f"a {type(q).__name__} has no storage of its own, its fields have: it cannot be saved as "
-        f"a plain "
-        "tensor. Use ao_core.checkpoint.save; or, before save_pretrained, ao_hf.attach(model, "
-        "config)"
+        f"a {type(q).__name__} has no storage of its own, its fields have: "
+        "it cannot be saved as a plain tensor. "
+        "Use ao_core.checkpoint.save; or, before save_pretrained, ao_hf.attach(model, config)"
     )
 
 
@@ -184,9 +183,8 @@ def _cut(q: QTensor, dim: int, start: int, stop: int) -> QTensor:
         if not starts_well or not (stop % logical == 0 or stop == size or one_block):
             raise UnsupportedOpError(
                 f"cannot cut [{start}:{stop}] out of dimension {seen} (size {size}) of a "
-                f"{type(q).__name__}: its {name} "
-                f"belong to {logical} elements each there, so cuts fall on multiples of "
-                f"{logical}. Call .dequantize() first."
+                f"{type(q).__name__}: its {name} belong to {logical} elements each there, "
+                f"so cuts fall on multiples of {logical}. Call .dequantize() first."
             )
         fields[name] = t.narrow(
             dim, first * stored, max(last - first, 0) * stored if stop > start else 0
@@ -227,8 +225,8 @@ def _select(q: QTensor, dim: int, index: int) -> QTensor:
         or any(d[canonical] not in EACH for d in layout.values())
     ):
         raise UnsupportedOpError(
-            f"{type(q).__name__}: select works on leading dimensions of (E, N, K) weights; call "
-            f".dequantize() first"
+            f"{type(q).__name__}: select works on leading dimensions of (E, N, K) weights; "
+            "call .dequantize() first"
         )
     fields = {
         name: q.__dict__[name].select(canonical, 0 if dims[canonical] is None else index % size)
@@ -262,8 +260,8 @@ def _index_select(q: QTensor, dim: int, index: Tensor) -> QTensor:
     dims = {name: d[canonical] for name, d in q.field_layout().items()}
     if any(d not in EACH for d in dims.values()):
         raise UnsupportedOpError(
-            f"{type(q).__name__}: index_select works on unblocked dimensions; call .dequantize() "
-            f"first"
+            f"{type(q).__name__}: index_select works on unblocked dimensions; "
+            "call .dequantize() first"
         )
     fields = {
         name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index)
@@ -282,8 +280,8 @@ def _index(q: QTensor, indices: list[Tensor | None]) -> QTensor:
         or indices[0].dtype == torch.bool
     ):
         raise UnsupportedOpError(
-            f"a {type(q).__name__} is indexed by one vector of row numbers; call .dequantize() "
-            f"first"
+            f"a {type(q).__name__} is indexed by one vector of row numbers; "
+            "call .dequantize() first"
         )
     return _index_select(q, 0, indices[0])
 
@@ -309,8 +307,8 @@ def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
             if not shared or (ragged and (isinstance(pair, tuple) or total > (block or 0))):
                 raise UnsupportedOpError(
                     f"cat: parts of a {type(first).__name__} along dimension {seen} cannot be "
-                    f"joined: {name} differs between "
-                    "them or a block ends inside a part. Call .dequantize() first."
+                    f"joined: {name} differs between them or a block ends inside a part. "
+                    "Call .dequantize() first."
                 )
             fields[name] = tensors[0]
         else:
@@ -333,8 +331,8 @@ def _transpose(q: QTensor, a: int, b: int) -> QTensor:
         return q.map(lambda t: t)
     if (a, b) != (q.dim() - 2, q.dim() - 1):
         raise UnsupportedOpError(
-            f"{type(q).__name__}: only the last two dimensions can be swapped; call .dequantize() "
-            f"first"
+            f"{type(q).__name__}: only the last two dimensions can be swapped; "
+            "call .dequantize() first"
         )
     shape = torch.Size([*q.shape[:-2], q.shape[-1], q.shape[-2]])
     return q.rebuild(shape=shape, transposed=not q.transposed)
@@ -391,8 +389,8 @@ def _view(q: QTensor, shape: list[int]) -> QTensor:
     if len(shape) == 1 and not q.transposed and rows and whole:
         return q.map(lambda t: t.reshape(-1), shape=torch.Size(shape))
     raise UnsupportedOpError(
-        f"{type(q).__name__} of shape {tuple(q.shape)} cannot be viewed as {tuple(shape)}; call "
-        f".dequantize() first"
+        f"{type(q).__name__} of shape {tuple(q.shape)} cannot be viewed as {tuple(shape)}; "
+        "call .dequantize() first"
     )
 
 
@@ -426,8 +424,8 @@ def _new_zeros(
     over."""
     if len(size) != q.dim() or q.transposed:
         raise UnsupportedOpError(
-            f"new_zeros of a {type(q).__name__} keeps the number of dimensions ({q.dim()}), got "
-            f"size {list(size)}"
+            f"new_zeros of a {type(q).__name__} keeps the number of dimensions ({q.dim()}), "
+            f"got size {list(size)}"
         )
     fields = {}
     for name, dims in q.field_layout().items():

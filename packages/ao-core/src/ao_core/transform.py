@@ -32,9 +32,12 @@ Refuse = Callable[[nn.Module, str, Tensor, Any], str | None]
 
 @dataclass(frozen=True)
 class Handler:
-    """How a config converts a parameter: `convert(weight, config)`; `refuse(module, name, weight,
-    config)` gives the reason when it cannot; `modules` are converted when no rule names
-    anything."""
+    """How a config converts a parameter.
+
+    convert  convert(weight, config) gives the new weight
+    refuse   refuse(module, name, weight, config) gives the reason why it cannot, or None
+    modules  what is converted when no rule names anything
+    """
 
     convert: Convert
     refuse: Refuse
@@ -102,10 +105,10 @@ def convert_(
         lines = "\n".join(f"  {t.fqn}: {reason}" for t, reason in errors[:20])
         more = f"\n  ... and {len(errors) - 20} more" if len(errors) > 20 else ""
         raise ConversionError(
-            f"{len(errors)} of {len(targets)} parameters cannot be converted (nothing was "
-            f"changed):\n{lines}{more}\n"
-            "Exclude them with filter_fn or a None rule, or pass strict=False to leave them as "
-            "they are.",
+            f"{len(errors)} of {len(targets)} parameters cannot be converted "
+            f"(nothing was changed):\n{lines}{more}\n"
+            "Exclude them with filter_fn or a None rule, "
+            "or pass strict=False to leave them as they are.",
             _report(model, targets, {t: r for t, (r, _) in reasons.items()}, {}),
         )
     todo = [t for t in targets if t not in reasons]

@@ -27,7 +27,9 @@ TRANSPOSED = ("Llama4TextExperts",)
 
 @dataclass
 class Selection:
-    """chosen   what to convert, by full parameter name
+    """What is converted, and what is not.
+
+    chosen   what to convert, by full parameter name
     skipped  why a parameter that a rule reached, or that may be experts, stays in float
     """
 

@@ -1,5 +1,4 @@
-"""The registry of ops: one schema, one fake, one reference, one backward and any number of kernels
-each.
+"""The registry of ops: schema, fake, reference, backward and any number of kernels of each.
 
 An op module defines the op by decorating its reference, a plain function over plain tensors::
 
@@ -8,20 +7,19 @@ An op module defines the op by decorating its reference, a plain function over p
 
     @my_linear.check                              # words every refusal; raises or returns None
     @my_linear.fake                               # shape and dtype of the result
-    @my_linear.backward                           # gradient with respect to the differentiable
-                                                  arguments
+    @my_linear.backward                           # gradients of the differentiable arguments
 
-and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``. Where a call
-goes:
+and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``.
+
+Where a call goes:
 
 * eager, plain tensors, nothing to differentiate: straight to the kernel, past the dispatcher (a
-  custom op costs 6 to
-  11 us a call, this path about 1.5 us with the allocation of the result; see
+  custom op costs 6 to 11 us a call, this path about 1.5 us with the allocation of the result; see
   docs/decisions/0003-threads.md);
 * a gradient is wanted: ``torch.autograd.Function`` around the same;
 * torch.compile, export, fake tensors, tensor subclasses, dispatch modes: the custom op
-  ``ao::<name>``, or, when
-  no kernel takes the call, the reference itself, so that Inductor can fuse it.
+  ``ao::<name>``, or, when no kernel takes the call, the reference itself, so that Inductor can
+  fuse it.
 """
 
 from __future__ import annotations
@@ -135,9 +133,8 @@ class Op:
             _save(ctx, inputs)
 
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-            wanted = (
-                ctx.needs_input_grad
-            )  # shorter than the schema when trailing arguments have their defaults
+            # Shorter than the schema when trailing arguments have their defaults.
+            wanted = ctx.needs_input_grad
             needs = [position < len(wanted) and wanted[position] for position in positions]
             grads: list[Any] = [None] * len(wanted)
             for position, each in zip(positions, function(grad, _saved(ctx), needs), strict=True):
@@ -301,8 +298,7 @@ class Op:
         if _forced is not None and _forced != "reference":
             raise RuntimeError(
                 f"AO_KERNELS={_forced} is set, and no {_forced} kernel of {self.name} takes this "
-                f"call: "
-                f"{self.why_not(*args).get(_forced, 'none is registered')}"
+                f"call: {self.why_not(*args).get(_forced, 'none is registered')}"
             )
         return None
 
@@ -334,9 +330,8 @@ class Op:
             _UNAVAILABLE[backend] = package.unavailable
         elif self.name in package.KERNELS:
             importlib.import_module(f"ao_kernels.{backend}.{self.name}")
-        self._loaded.add(
-            backend
-        )  # only now: an import that fails must fail again, not leave the reference in its place
+        # Only now: an import that fails must fail again, not leave the reference in its place.
+        self._loaded.add(backend)
 
     def _choose_direct(self) -> None:
         """Recomputes the direct entries after a kernel was added or forced."""
@@ -362,11 +357,10 @@ def op(schema: str, *, tensors: tuple[str, ...]) -> Callable[[Callable[..., Any]
 
 
 def force(backend: str | None) -> str | None:
-    """Uses only the kernels of ``backend`` ("reference", "cpu", "triton"), or, with None, the best
-    ones again.
+    """Uses only the kernels of ``backend``, or, with None, the best ones again.
 
-    A call that the forced backend cannot take raises. Returns what was forced before. The
-    environment variable AO_KERNELS sets the initial value.
+    ``backend`` is "reference", "cpu" or "triton"; a call that it cannot take raises. Returns what
+    was forced before. The environment variable AO_KERNELS sets the initial value.
     """
     global _forced
     if backend is not None and backend not in _BACKENDS:

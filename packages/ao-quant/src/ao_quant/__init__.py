@@ -1,7 +1,9 @@
 """ao-quant: quantize the weights of PyTorch models.
 
-from ao_quant import Int4WeightOnlyConfig, quantize_
-report = quantize_(model, Int4WeightOnlyConfig())
+    from ao_quant import Int4WeightOnlyConfig, quantize_
+    report = quantize_(model, Int4WeightOnlyConfig())
+
+The report says what became what, what was left alone, and why.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -1,8 +1,7 @@
 """Weights of 1 to 8 bits, packed: weight-only, and with activations quantized to int8 on every
 call.
 
-    w ~ (code - zero) * scale      code in [0, 2**bits - 1]; zero is 2**(bits-1) where none is
-                                   stored
+    w ~ (code - zero) * scale      code in [0, 2**bits - 1]; without a stored zero it is 2**(bits-1)
 
 Four bits have configs of their own in int4.py; the tensor is the same.
 """

@@ -23,18 +23,19 @@ def quantize_(
 ) -> Report:
     """Quantize a model's weights in place.
 
-    model      any module; its parameters are replaced by quantized ones, its modules stay what they
-               are
-    config     what to do, such as Int4WeightOnlyConfig(), for every linear; or FqnToConfig({name or
-               pattern: config})
-    filter_fn  (module, name) -> bool: which modules to convert instead of every linear
-    strict     True: a layer that cannot be converted is an error; False: it is left alone and the
-               report says why
-    tied       "keep": a tied weight is converted in all its places, which rules must then name, or
-               left alone;
-               "untie": only the places that rules name are converted, and the tie ends
+    model         any module; its parameters are replaced by quantized ones, its modules stay what
+                  they are
+    config        what to do, such as Int4WeightOnlyConfig(), for every linear; or
+                  FqnToConfig({name or pattern: config})
+    filter_fn     (module, name) -> bool: which modules to convert instead of every linear
+    strict        True: a layer that cannot be converted is an error;
+                  False: it is left alone and the report says why
+    tied          "keep": a tied weight is converted in all its places, which rules must then name,
+                  or left alone;
+                  "untie": only the places that rules name are converted, and the tie ends
     on_nonfinite  "raise", or "keep" to leave weights with NaN or inf as they are
-    progress   None: a bar on a terminal when the work is long (needs tqdm); True or False to force
+    progress      None: a bar on a terminal when the work is long (needs tqdm);
+                  True or False to force
 
     Returns a Report of every weight that a rule reached.
 

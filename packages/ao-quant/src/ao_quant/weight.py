@@ -85,8 +85,7 @@ class IntWeight(QTensor):
         return self.map(lambda t: t.reshape(t.shape[:end]), shape=shape, trailing=0)  # type: ignore[return-value]
 
 
-# ------------------------------------------------------------------------------------------
-# conversion
+# --- conversion
 
 
 def check_dtypes(q: QTensor, allowed: dict[str, tuple[torch.dtype, ...]]) -> None:
@@ -169,8 +168,8 @@ aten = torch.ops.aten
 def _needs(w: Any, what: str) -> None:
     if not isinstance(w, IntWeight):
         raise UnsupportedOpError(
-            f"{what} with a quantized tensor on the other side is not defined; call .dequantize() "
-            f"on it first"
+            f"{what} with a quantized tensor on the other side is not defined; "
+            "call .dequantize() on it first"
         )
 
 
@@ -185,9 +184,8 @@ def _untransposed_linear(x: Any, w: Any, bias: Any) -> Tensor:
     _needs(w, "linear")
     if bias is not None and isinstance(bias, QTensor):
         raise UnsupportedOpError("a quantized bias is not defined; leave biases in float")
-    y = (
-        x @ w.dequantize().mT
-    )  # w is the transposed view of an (N, K) weight: the product that gradients need
+    # w is the transposed view of an (N, K) weight: the product that gradients need.
+    y = x @ w.dequantize().mT
     return y if bias is None else y + bias
 
 
@@ -227,8 +225,7 @@ def _bmm(a: Any, b: Any) -> Tensor:
 def _grouped_mm(
     a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> Tensor:
-    """(T, K) x (E, K, N) with the tokens sorted by expert: rows offs[e-1] to offs[e] meet expert
-    e."""
+    """(T, K) x (E, K, N), tokens sorted by expert: rows offs[e-1] to offs[e] meet expert e."""
     _needs(b, "a grouped product")
     if offs is None or a.dim() != 2 or bias is not None:
         raise UnsupportedOpError(
@@ -251,8 +248,8 @@ def _embedding(
 ) -> Tensor:
     if max_norm is not None:
         raise UnsupportedOpError(
-            "embedding with max_norm rewrites its weight, which a quantized one cannot; leave "
-            "max_norm=None"
+            "embedding with max_norm rewrites its weight, which a quantized one cannot; "
+            "leave max_norm=None"
         )
     return weight.rows(input)
 

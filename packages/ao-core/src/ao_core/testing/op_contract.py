@@ -198,9 +198,8 @@ class OpContract:
         args = self._first(torch.bfloat16)
         expected = self.op(*args)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # fork with live threads is the point
+            # Fork with live threads is the point.
+            warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
             os._exit(0 if torch.equal(self.op(*args), expected) else 3)

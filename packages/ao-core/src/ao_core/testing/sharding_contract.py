@@ -1,5 +1,4 @@
-"""Sharding checks that every quantized tensor must pass, run by two gloo processes over the
-loopback.
+"""Sharding checks that every quantized tensor must pass, in two gloo processes on the loopback.
 
     def test_sharding():
         run_two_processes(check_formats, {"int8": make_int8, ...})
@@ -30,9 +29,8 @@ Make = Callable[[Tensor], QTensor]
 def run_two_processes(fn: Callable[..., None], *args: Any) -> None:
     """Call `fn(*args)` in two processes that form a gloo group; an exception in either is raised
     here."""
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # a file to meet at: no port that another may take
+    # A file to meet at: no port that another may take.
+    with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/store"
         torch.multiprocessing.spawn(_worker, args=(store, fn, args), nprocs=WORLD)
 

@@ -16,8 +16,8 @@ from ao_kernels.registry import op
 
 
 @op(
-    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int group_size, Tensor? bias=None) -> "
-    "Tensor",
+    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int group_size, Tensor? bias=None)"
+    " -> Tensor",
     tensors=("x", "bias"),
 )
 def int4_linear(
@@ -30,12 +30,12 @@ def int4_linear(
 ) -> Tensor:
     """Linear layer with 4-bit weights; activations stay at their precision.
 
-    y[m, n] = sum_g scale[n, g] * (sum_{k in g} code[n, k] * x[m, k] - zero[n, g] * sum_{k in g}
-    x[m, k]) + bias[n]
+    y[m, n] = sum_g scale[n, g] * sum_{k in g} (code[n, k] - zero[n, g]) * x[m, k] + bias[n]
 
     Args:
         x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the
-        reference. codes: (N, ceil(K/8)*4) uint8; byte j of a row is code[2j] | code[2j+1] << 4.
+            reference.
+        codes: (N, ceil(K/8)*4) uint8; byte j of a row is code[2j] | code[2j+1] << 4.
         scale: (N or 1, G) bfloat16 or float32.
         zero: like scale, or None for 8. May be fractional.
         group_size: codes that share a scale: a multiple of 8, or at least K.

@@ -1,7 +1,7 @@
 """Linear of per-token int8 activations and 4-bit weights ("8da4w").
 
-    y_MN = ((q_MK - z_M1) @ w_NK.T) * s_M1 + bias_N        x ~ (q - z) * s, w = (code - zero) *
-                                                           scale
+    y_MN = ((q_MK - z_M1) @ w_NK.T) * s_M1 + bias_N
+    x ~ (q - z) * s        w = (code - zero) * scale
 
 M tokens, N output features, K input features, G = ceil(K / group_size) groups.
 """
@@ -18,8 +18,8 @@ from ao_kernels.registry import op
 
 
 @op(
-    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int group_size, Tensor? bias=None) -> "
-    "Tensor",
+    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int group_size, Tensor? bias=None)"
+    " -> Tensor",
     tensors=("x", "bias"),
 )
 def int8_dynamic_int4_linear(
@@ -30,15 +30,15 @@ def int8_dynamic_int4_linear(
     group_size: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Linear layer with 4-bit weights whose activations are quantized to int8, token by token, on
-    the way.
+    """Linear layer with 4-bit weights; activations are quantized to int8, token by token.
 
     :func:`ao_kernels.ops.int8_dynamic_intx_linear` with ``bits=4``; its docstring has the
     equations.
 
     Args:
         x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the
-        reference. codes: (N, ceil(K/8)*4) uint8; byte j of a row is code[2j] | code[2j+1] << 4.
+            reference.
+        codes: (N, ceil(K/8)*4) uint8; byte j of a row is code[2j] | code[2j+1] << 4.
         scale: (N or 1, G) bfloat16 or float32.
         zero: like scale, or None for 8. May be fractional.
         group_size: codes that share a scale: a multiple of 8, or at least K.

@@ -1,7 +1,7 @@
 """Linear of per-token int8 activations and weights of 1 to 8 bits.
 
-    y_MN = ((q_MK - z_M1) @ w_NK.T) * s_M1 + bias_N        x ~ (q - z) * s, w = (code - zero) *
-                                                           scale
+    y_MN = ((q_MK - z_M1) @ w_NK.T) * s_M1 + bias_N
+    x ~ (q - z) * s        w = (code - zero) * scale
 
 M tokens, N output features, K input features, G = ceil(K / group_size) groups, b bits.
 """
@@ -18,8 +18,8 @@ from ao_kernels.registry import op
 
 
 @op(
-    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, Tensor? "
-    "bias=None) -> Tensor",
+    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, "
+    "Tensor? bias=None) -> Tensor",
     tensors=("x", "bias"),
 )
 def int8_dynamic_intx_linear(
@@ -31,18 +31,20 @@ def int8_dynamic_intx_linear(
     group_size: int,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Linear layer with packed weights of 1 to 8 bits whose activations are quantized to int8,
-    token by token, on the way.
+    """Linear layer with packed weights of 1 to 8 bits; activations are quantized to int8, token by
+    token.
 
-    low, high = min(x[m], 0), max(x[m], 0);  s[m] = max((high - low) / 255, smallest normal float32)
-    z[m] = round_half_even(-128 - low * (1/s)) in [-128, 127];  q = round_half_even(x * (1/s)) + z
-                                                                in [-128, 127]
-    y[m, n] = s[m] * sum_g scale[n, g] * sum_{k in g} (code[n, k] - zero[n, g]) * (q[m, k] - z[m]) +
-    bias[n]
+    low, high = min(x[m], 0), max(x[m], 0)
+    s[m] = max((high - low) / 255, smallest normal float32)
+    z[m] = round_half_even(-128 - low * (1/s[m])), in [-128, 127]
+    q[m, k] = round_half_even(x[m, k] * (1/s[m])) + z[m], in [-128, 127]
+    dot[m, n, g] = sum_{k in g} (code[n, k] - zero[n, g]) * (q[m, k] - z[m])
+    y[m, n] = s[m] * sum_g scale[n, g] * dot[m, n, g] + bias[n]
 
     Args:
         x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the
-        reference. codes: (N, ceil(K/8)*bits) uint8: a little-endian bit stream a row.
+            reference.
+        codes: (N, ceil(K/8)*bits) uint8: a little-endian bit stream a row.
         scale: (N or 1, G) bfloat16 or float32.
         zero: like scale, or None for 2**(bits-1). May be fractional.
         bits: 1 to 8.

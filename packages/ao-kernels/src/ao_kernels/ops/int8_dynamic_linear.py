@@ -23,16 +23,16 @@ from ao_kernels.registry import op
 def int8_dynamic_linear(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Linear layer with int8 weights whose activations are quantized to int8, token by token, on
-    the way.
+    """Linear layer with int8 weights; activations are quantized to int8, token by token.
 
-    s[m] = max(amax_k |x[m, k]| / 127, smallest normal float32);  q = round_half_even(x * (1/s)) in
-                                                                  [-127, 127]
+    s[m] = max(amax_k |x[m, k]| / 127, smallest normal float32)
+    q[m, k] = round_half_even(x[m, k] * (1/s[m])), in [-127, 127]
     y[m, n] = s[m] * scale[n] * sum_k q[m, k] * codes[n, k] + bias[n]
 
     Args:
         x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the
-        reference. codes: (N, K) int8.
+            reference.
+        codes: (N, K) int8.
         scale: (N or 1, 1) float32 or bfloat16.
         bias: (N,) of a floating dtype, or None.
 

@@ -24,8 +24,9 @@ def int8_embedding(
 ) -> Tensor:
     """The rows of an int8 table that ``indices`` name, dequantized.
 
-    out[i, k] = codes[indices[i], k] * scale[indices[i], g], formed in float32 and rounded to
-    ``dtype``
+    out[i, k] = codes[indices[i], k] * scale[indices[i], g]
+
+    formed in float32 and rounded to ``dtype``.
 
     Args:
         indices: any shape, int32 or int64, each in [0, N).

@@ -32,7 +32,8 @@ def int8_linear(
 
     Args:
         x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the
-        reference. codes: (N, K) int8.
+            reference.
+        codes: (N, K) int8.
         scale: (N or 1, G) bfloat16 or float32.
         group_size: codes that share a scale: a multiple of 8, or at least K.
         bias: (N,) of a floating dtype, or None.

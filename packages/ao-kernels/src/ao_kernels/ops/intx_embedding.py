@@ -17,9 +17,8 @@ from ao_kernels.registry import op
 
 
 @op(
-    "(Tensor indices, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, int "
-    "length, "
-    "ScalarType dtype) -> Tensor",
+    "(Tensor indices, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, "
+    "int length, ScalarType dtype) -> Tensor",
     tensors=(),
 )
 def intx_embedding(
@@ -34,8 +33,9 @@ def intx_embedding(
 ) -> Tensor:
     """The rows of a packed table that ``indices`` name, dequantized.
 
-    out[i, k] = (code[indices[i], k] - zero[indices[i], g]) * scale[indices[i], g], formed in
-    float32 and rounded to ``dtype``
+    out[i, k] = (code[indices[i], k] - zero[indices[i], g]) * scale[indices[i], g]
+
+    formed in float32 and rounded to ``dtype``.
 
     Args:
         indices: any shape, int32 or int64, each in [0, N).

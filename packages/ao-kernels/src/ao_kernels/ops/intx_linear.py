@@ -16,8 +16,8 @@ from ao_kernels.registry import op
 
 
 @op(
-    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, Tensor? "
-    "bias=None) -> Tensor",
+    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, "
+    "Tensor? bias=None) -> Tensor",
     tensors=("x", "bias"),
 )
 def intx_linear(
@@ -31,13 +31,14 @@ def intx_linear(
 ) -> Tensor:
     """Linear layer with weights of 1 to 8 bits; activations stay at their precision.
 
-    y[m, n] = sum_g scale[n, g] * (sum_{k in g} code[n, k] * x[m, k] - zero[n, g] * sum_{k in g}
-    x[m, k]) + bias[n]
+    y[m, n] = sum_g scale[n, g] * sum_{k in g} (code[n, k] - zero[n, g]) * x[m, k] + bias[n]
 
     Args:
         x: (..., K) float32, bfloat16 or float16, any strides, any number of rows. float64 runs the
-        reference. codes: (N, ceil(K/8)*b) uint8; a row is a little-endian bit stream, code k in
-        bits [k*b, (k+1)*b). scale: (N or 1, G) bfloat16 or float32.
+            reference.
+        codes: (N, ceil(K/8)*b) uint8; a row is a little-endian bit stream, code k in bits
+            [k*b, (k+1)*b).
+        scale: (N or 1, G) bfloat16 or float32.
         zero: like scale, or None for 2**(b-1). May be fractional.
         bits: b, 1 to 8.
         group_size: codes that share a scale: a multiple of 8, or at least K.

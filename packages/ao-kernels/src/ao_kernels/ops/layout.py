@@ -2,10 +2,11 @@
 
 N output features, K input features, G = ceil(K / group_size) groups, b bits.
 
-    int8   codes (N, K) int8             scale (N or 1, G)                  w = code * scale
-    intx   codes (N, ceil(K/8)*b) uint8  scale (N or 1, G), zero like scale or None meaning 2**(b-1)
-                                                                            w = (code - zero) *
-                                                                            scale
+    int8   w = code * scale             codes (N, K) int8
+                                        scale (N or 1, G)
+    intx   w = (code - zero) * scale    codes (N, ceil(K/8)*b) uint8
+                                        scale (N or 1, G)
+                                        zero like scale, or None meaning 2**(b-1)
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def check_bias(op: str, bias: Tensor | None, n_features: int) -> None:
         return
     if bias.shape != (n_features,):
         raise ValueError(
-            f"{op}: bias has shape {tuple(bias.shape)}; codes have {n_features} rows, so it must "
-            f"be ({n_features},)"
+            f"{op}: bias has shape {tuple(bias.shape)}; codes have {n_features} rows, "
+            f"so it must be ({n_features},)"
         )
     if bias.dtype not in ACTIVATION_DTYPES:
         raise TypeError(f"{op}: bias has dtype {bias.dtype}; it must be a floating dtype")
@@ -59,8 +60,8 @@ def check_intx(
     n_bytes = packed_bytes(length, bits)
     if codes.shape[1] != n_bytes:
         raise ValueError(
-            f"{op}: codes have {codes.shape[1]} bytes a row; {length} input features of {bits} "
-            f"bits take {n_bytes}"
+            f"{op}: codes have {codes.shape[1]} bytes a row; "
+            f"{length} input features of {bits} bits take {n_bytes}"
         )
     _check_scale(op, codes.shape[0], scale, group_size, length)
     if zero is not None and (zero.shape != scale.shape or zero.dtype != scale.dtype):
@@ -90,8 +91,10 @@ def check_indices(op: str, indices: Tensor, dtype: torch.dtype) -> None:
 
 
 def select_rows(indices: Tensor, codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of codes and scale that ``indices`` name; a scale of one row serves all. IndexError
-    like F.embedding."""
+    """The rows of codes and scale that ``indices`` name; a scale of one row serves all.
+
+    IndexError like F.embedding.
+    """
     rows = embedding(indices, codes)
     return rows, embedding(torch.zeros_like(indices) if scale.shape[0] == 1 else indices, scale)
 
@@ -169,13 +172,12 @@ def _check_scale(op: str, n_rows: int, scale: Tensor, group_size: int, length: i
         raise TypeError(f"{op}: scale has dtype {scale.dtype}; it must be bfloat16 or float32")
     if group_size < 1 or (group_size < length and group_size % 8):
         raise ValueError(
-            f"{op}: group_size is {group_size}; it must be a multiple of 8, or at least {length} "
-            f"for one group a row"
+            f"{op}: group_size is {group_size}; it must be a multiple of 8, "
+            f"or at least {length} for one group a row"
         )
     n_groups = -(-length // group_size)
     if scale.dim() != 2 or scale.shape[0] not in (1, n_rows) or scale.shape[1] != n_groups:
         raise ValueError(
-            f"{op}: scale has shape {tuple(scale.shape)}; {n_rows} rows of {length} input "
-            f"features in groups "
-            f"of {group_size} take ({n_rows}, {n_groups}) or (1, {n_groups})"
+            f"{op}: scale has shape {tuple(scale.shape)}; {n_rows} rows of {length} input features "
+            f"in groups of {group_size} take ({n_rows}, {n_groups}) or (1, {n_groups})"
         )

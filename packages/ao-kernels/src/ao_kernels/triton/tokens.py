@@ -18,9 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 _FLT_MIN = tl.constexpr(2.0**-126)
-_ROUNDING = tl.constexpr(
-    1.5 * 2.0**23
-)  # adding it drops the fraction, half to even, of |value| < 2**22
+# Adding it drops the fraction, half to even, of |value| < 2**22.
+_ROUNDING = tl.constexpr(1.5 * 2.0**23)
 
 
 @triton.jit
