@@ -64,10 +64,9 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 
 NOTES = """
 * Every format is tested, by the same contract suites, in eager mode, under
-  `torch.compile(fullgraph=True)`, `torch.export` and
-  `inference_mode`, with gradients for activations and biases, with `state_dict`, `deepcopy` and
-  `torch.load(weights_only=True)`, and sharded by FSDP2 and DTensor (rows and columns) over two
-  processes.
+  `torch.compile(fullgraph=True)`, `torch.export` and `inference_mode`, with gradients for
+  activations and biases, with `state_dict`, `deepcopy` and `torch.load(weights_only=True)`, and
+  sharded by FSDP2 and DTensor (rows and columns) over two processes.
 * FSDP2 needs the output features to divide by the number of ranks; DTensor cuts along input
   features must fall between groups.
 * Where a column says *reference*, plain torch runs: exact, on any device, slow. `op.why_not(...)`
