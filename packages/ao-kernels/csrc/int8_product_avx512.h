@@ -10,7 +10,7 @@ namespace ao::avx512 {
 namespace {
 
 constexpr int64_t kTokenUnit = 512;  // codes of the longest chunk
-constexpr int kMaxDotTokens = 8;
+constexpr int kMaxDotTokens = 9;  // eight, and the one of ones
 
 template <int P, bool Many>
 void dot_any(const LinearArgs& a, const Tokens& x, int64_t n, int rows, float* acc) {
@@ -23,7 +23,8 @@ void dot_any(const LinearArgs& a, const Tokens& x, int64_t n, int rows, float* a
     case 5: return dot_block<P, 5, Many>(a, codes, x, n, rows, acc);
     case 6: return dot_block<P, 6, Many>(a, codes, x, n, rows, acc);
     case 7: return dot_block<P, 7, Many>(a, codes, x, n, rows, acc);
-    default: return dot_block<P, 8, Many>(a, codes, x, n, rows, acc);
+    case 8: return dot_block<P, 8, Many>(a, codes, x, n, rows, acc);
+    default: return dot_block<P, 9, Many>(a, codes, x, n, rows, acc);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "parallel.h"
 
 #if AO_ISA == AO_IS_avx512
+#include "one_bit_avx512.h"
 #include "tile_avx512.h"
 #else
 #include "weight_only_portable.h"
@@ -71,6 +72,9 @@ void tile_linear(const LinearArgs& a) {
 
 template <int B>
 void weight_only_linear(const LinearArgs& a) {
+  if constexpr (B == 1) {
+    if (table_fits(a)) return table_linear(a);
+  }
   if (a.M * n_planes(a.x_dtype) <= dot_vectors_limit<B>) dot_linear<B>(a);
   else tile_linear<B>(a);
 }
