@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from .tensor import QTensor
+from .tensor_ops import bits
 
 __all__: list[str] = []
 
@@ -21,8 +22,8 @@ if dist.is_available():
     def _scatter_(outputs: list[QTensor], inputs: list[list[QTensor]], *rest: Any) -> Any:
         work: Any = None
         for name, out in outputs[0].tensors().items():
-            parts = [[part.tensors()[name].contiguous() for part in each] for each in inputs]
-            _, work = c10d.scatter_.default([out], parts, *rest)
+            parts = [[bits(part.tensors()[name].contiguous()) for part in each] for each in inputs]
+            _, work = c10d.scatter_.default([bits(out)], parts, *rest)
             work.wait()  # the caller waits for one work only, and gloo runs several at a time
         return outputs, work
 
@@ -30,15 +31,16 @@ if dist.is_available():
     def _broadcast_(tensors: list[QTensor], *rest: Any) -> Any:
         work: Any = None
         for t in tensors[0].tensors().values():
-            _, work = c10d.broadcast_.default([t], *rest)
+            _, work = c10d.broadcast_.default([bits(t)], *rest)
             work.wait()
         return tensors, work
 
     def _gathered(t: torch.Tensor, group_size: int, group_name: str) -> torch.Tensor:
         """Waits at once: DTensor joins what it gathered along a later dimension without waiting,
         because a tensor subclass is never wrapped as an asynchronous result."""
-        out = functional.all_gather_into_tensor.default(t.contiguous(), group_size, group_name)
-        return functional.wait_tensor.default(out)
+        sent = bits(t.contiguous())
+        out = functional.all_gather_into_tensor.default(sent, group_size, group_name)
+        return functional.wait_tensor.default(out).view(t.dtype)
 
     @QTensor.implements(functional.all_gather_into_tensor.default)
     def _all_gather_into_tensor(q: QTensor, group_size: int, group_name: str) -> QTensor:
@@ -54,8 +56,8 @@ if dist.is_available():
     def _broadcast(q: QTensor, root: int, group_name: str) -> QTensor:
         return q.map(
             lambda t: functional.wait_tensor.default(
-                functional.broadcast.default(t, root, group_name)
-            )
+                functional.broadcast.default(bits(t), root, group_name)
+            ).view(t.dtype)
         )
 
     # the second is what funcol of torch 2.13 calls instead of an async wrapper; it is defined

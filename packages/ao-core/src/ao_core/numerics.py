@@ -372,7 +372,10 @@ def _blocks(w: Tensor, block: tuple[int, ...]) -> Tensor:
 
 def _spread(scale: Tensor, block: tuple[int, ...], shape: torch.Size) -> Tensor:
     expected = [groups(n, b) for n, b in zip(shape, block, strict=True)]
-    if list(scale.shape) != expected:
+    if len(scale.shape) != len(expected) or any(
+        found != wanted and (found != 1 or wanted)  # one scale may be there for no elements
+        for found, wanted in zip(scale.shape, expected, strict=True)
+    ):
         raise ValueError(
             f"blocks of {tuple(block)} in a tensor of {tuple(shape)} have scales of shape "
             f"{tuple(expected)}, "

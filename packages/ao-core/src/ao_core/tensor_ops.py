@@ -13,9 +13,15 @@ from torch import Tensor
 from .errors import UnsupportedOpError
 from .tensor import Dim, QTensor
 
-__all__: list[str] = []
+__all__ = ["bits"]
 
 aten = torch.ops.aten
+
+
+def bits(t: Tensor) -> Tensor:
+    """float8 as uint8, because comparisons, gathers and collectives do not know float8 on every
+    device; anything else as it is."""
+    return t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t
 
 
 # --- copies and moves
@@ -106,7 +112,10 @@ def _equal(a: QTensor, b: Tensor) -> bool:
     if type(a) is not type(b) or a.shape != b.shape or a.metadata() != b.metadata():
         return False
     ours, theirs = a.tensors(), b.tensors()
-    return set(ours) == set(theirs) and all(torch.equal(t, theirs[k]) for k, t in ours.items())
+    return set(ours) == set(theirs) and all(
+        t.dtype == theirs[k].dtype and torch.equal(bits(t), bits(theirs[k]))
+        for k, t in ours.items()
+    )
 
 
 @QTensor.implements(aten._assert_tensor_metadata.default)
@@ -265,10 +274,12 @@ def _index_select(q: QTensor, dim: int, index: Tensor) -> QTensor:
             f"{type(q).__name__}: index_select works on unblocked dimensions; call .dequantize() "
             f"first"
         )
-    fields = {
-        name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index)
-        for name, d in dims.items()
-    }
+    fields = {}
+    for name, rule in dims.items():
+        t = q.__dict__[name]
+        if rule is not None:
+            t = bits(t).index_select(canonical, index).view(t.dtype)
+        fields[name] = t
     return q.rebuild(shape=_with(q.shape, seen, len(index)), **fields)
 
 
@@ -314,7 +325,8 @@ def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
                 )
             fields[name] = tensors[0]
         else:
-            fields[name] = torch.cat(tensors, canonical)
+            joined = torch.cat([bits(t) for t in tensors], canonical)
+            fields[name] = joined.view(tensors[0].dtype)
     return parts[0].rebuild(shape=_with(first.shape, seen, total), **fields)
 
 
