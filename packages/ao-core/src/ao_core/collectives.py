@@ -45,12 +45,26 @@ if dist.is_available():
     @QTensor.implements(functional.all_gather_into_tensor.default)
     def _all_gather_into_tensor(q: QTensor, group_size: int, group_name: str) -> QTensor:
         """Every rank's tensor, one after the other along the first dimension."""
-        shared = {name for name, dims in q.field_layout().items() if dims[0] is None}
+        rules = {name: dims[0] for name, dims in q.field_layout().items()}
         fields = {
-            name: t if name in shared else _gathered(t, group_size, group_name)
+            name: t if rules[name] is None else _gathered(t, group_size, group_name)
             for name, t in q.tensors().items()
         }
-        return q.rebuild(shape=torch.Size([q.shape[0] * group_size, *q.shape[1:]]), **fields)
+        length = q.shape[0]
+        if all(length % (r if isinstance(r, int) else 1) == 0 for r in rules.values()):
+            return q.rebuild(shape=torch.Size([length * group_size, *q.shape[1:]]), **fields)
+        # the ranks hold parts of one block: joining them says whether they fit together
+        parts = {
+            name: [t] * group_size if rules[name] is None else t.chunk(group_size)
+            for name, t in fields.items()
+        }
+        joined: Any = torch.cat(
+            [
+                q.rebuild(**{name: each[rank] for name, each in parts.items()})
+                for rank in range(group_size)
+            ]
+        )
+        return joined
 
     @QTensor.implements(functional.broadcast.default)
     def _broadcast(q: QTensor, root: int, group_name: str) -> QTensor:

@@ -317,8 +317,13 @@ class QTensor(Tensor):
     ) -> tuple[tuple[Tensor, ...], Any]:
         """What FSDP2 gathers: the stored fields themselves, so a shard travels at its quantized
         size."""
-        shared = {name for name, dims in self.field_layout().items() if dims[0] is None}
-        return tuple(self.tensors().values()), (tuple(outer_size or ()), shared)
+        shape = tuple(outer_size or ())
+        shared = {
+            name  # one value for all ranks: of the whole dimension, or of the one block it has
+            for name, dims in self.field_layout().items()
+            if dims[0] is None or (isinstance(dims[0], int) and shape and 1 < shape[0] <= dims[0])
+        }
+        return tuple(self.tensors().values()), (shape, shared)
 
     def fsdp_post_all_gather(
         self,

@@ -398,9 +398,7 @@ def _view(q: QTensor, shape: list[int]) -> QTensor:
         and not any(None in d[:-1] for d in keep.values())
     ):
         return q.map(lambda t: t.reshape(*shape[:-1], t.shape[-1]), shape=torch.Size(shape))
-    lasts = [d[-1][0] if isinstance(d[-1], tuple) else d[-1] for d in keep.values()]
-    whole = all(block is not None and q.shape[-1] % block == 0 for block in lasts)
-    if len(shape) == 1 and not q.transposed and rows and whole:
+    if len(shape) == 1 and not q.transposed:  # FSDP2's handle of a shard, which it views back
         return q.map(lambda t: t.reshape(-1), shape=torch.Size(shape))
     raise UnsupportedOpError(
         f"{type(q).__name__} of shape {tuple(q.shape)} cannot be viewed as {tuple(shape)}; call "
@@ -428,6 +426,27 @@ def _as_strided(q: QTensor, size: list[int], stride: list[int], offset: Any = No
             f"as_strided of a {type(q).__name__} can only restate its own shape and strides"
         )
     return q.map(lambda t: t)
+
+
+@QTensor.implements(aten.constant_pad_nd.default)
+def _constant_pad_nd(q: QTensor, pad: list[int], value: float = 0) -> QTensor:
+    """Longer at the ends, as DTensor makes shards equal before it sends them; what is added has
+    codes and scales of zero, and is cut off again by the receiver."""
+    if value != 0 or any(pad[::2]) or min(pad, default=0) < 0 or q.transposed:
+        raise UnsupportedOpError(
+            f"a {type(q).__name__} is padded with zeros and at the ends only, got {list(pad)} and "
+            f"{value}; call .dequantize() first"
+        )
+    size = list(q.shape)
+    for distance, extra in enumerate(pad[1::2]):
+        size[-1 - distance] += extra
+    padded = _new_zeros(q, size)
+    for name, t in q.tensors().items():
+        space = padded.__dict__[name]
+        for dim, n in enumerate(t.shape):
+            space = space.narrow(dim, 0, n)
+        space.copy_(t)
+    return padded
 
 
 @QTensor.implements(aten.new_zeros.default, aten.new_empty.default)

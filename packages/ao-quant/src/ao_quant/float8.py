@@ -29,7 +29,6 @@ from .weight import (
     ScaledWeight,
     check_dtypes,
     check_granularity,
-    group_size_of,
     refuse,
     static_scale,
     without_trailing,
@@ -123,10 +122,13 @@ class Float8Tensor(ScaledWeight):
     """codes (..., N, K) float8, scale (..., ceil(N / block_rows), ceil(K / group_size)) float32,
     x_scale (1, ...) float32 or None.
 
-    block_rows  output features that share a scale; None: all that the weight has, and all experts,
-                however it is cut
+    block_rows  output features that share a scale; None: all, and all experts
+    group_size  input features that share a scale; None: all
+
+    None rather than N or K, because a part of the weight has all of its own too.
     """
 
+    group_size: int | None  # type: ignore[assignment]
     x_scale: Tensor | None
     block_rows: int | None
 
@@ -143,18 +145,16 @@ class Float8Tensor(ScaledWeight):
         x_scale: Tensor | None = None,
     ) -> "Float8Tensor":
         """Quantize w, (N, K), (E, N, K) or a 1x1 convolution's (N, K, 1, ...)."""
-        length = without_trailing(w)[0].shape[-1]
-        block_rows, group_size = 1, group_size_of(granularity, length)
-        if isinstance(granularity, PerBlock):
-            block_rows, group_size = granularity.block_size
-        return cls._from_float(
-            w,
-            weight_dtype,
-            None if isinstance(granularity, PerTensor) else block_rows,
-            max(group_size, 1),
-            activation,
-            x_scale,
-        )
+        block_rows: int | None = 1
+        group_size: int | None = None
+        match granularity:
+            case PerTensor():
+                block_rows = None
+            case PerGroup(group_size=n):
+                group_size = n
+            case PerBlock(block_size=(m, n)):
+                block_rows, group_size = m, n
+        return cls._from_float(w, weight_dtype, block_rows, group_size, activation, x_scale)
 
     @classmethod
     def _from_float(
@@ -162,7 +162,7 @@ class Float8Tensor(ScaledWeight):
         w: Tensor,
         dtype: torch.dtype,
         block_rows: int | None,
-        group_size: int,
+        group_size: int | None,
         activation: str | None,
         x_scale: Tensor | None,
     ) -> "Float8Tensor":
@@ -170,11 +170,12 @@ class Float8Tensor(ScaledWeight):
         *lead, n_rows, length = w.shape
         codes = torch.empty(w.shape, dtype=dtype, device=w.device)
         step = max(1, CHUNK // max(1, length))
+        width = group_size or max(length, 1)
         if block_rows is None:
             scale = _whole_scale(w, step, dtype)
         else:
             step = -(-step // block_rows) * block_rows
-            blocks = (numerics.groups(n_rows, block_rows), numerics.groups(length, group_size))
+            blocks = (numerics.groups(n_rows, block_rows), numerics.groups(length, width))
             scale = w.new_empty(*lead, *blocks, dtype=torch.float32)
         flat_scale = scale.reshape(-1, *scale.shape[-2:])
         for e, w_NK in enumerate(w.reshape(-1, n_rows, length)):
@@ -183,7 +184,7 @@ class Float8Tensor(ScaledWeight):
                 if block_rows is None:
                     block, part = (len(rows), length), flat_scale[0]
                 else:
-                    block = (block_rows, group_size)
+                    block = (block_rows, width)
                     part = numerics.choose_float8_scale(rows, block=block, dtype=dtype)
                     flat_scale[e, at // block_rows :][: len(part)] = part
                 values = numerics.quantize_float8(rows, part, block=block, dtype=dtype)
@@ -213,18 +214,22 @@ class Float8Tensor(ScaledWeight):
 
     def dequantize(self) -> Tensor:
         plain = self.flat()
-        shape = plain.codes.shape
-        rows = tuple(shape[:-1])
-        if self.block_rows is not None:
-            rows = (*(1,) * (len(shape) - 2), self.block_rows)
+        *lead, n_rows, length = plain.codes.shape
+        rows = (*lead, n_rows) if self.block_rows is None else (*(1,) * len(lead), self.block_rows)
         w = numerics.dequantize_float8(
-            plain.codes, plain.scale, block=(*rows, self.group_size), dtype=self.dtype
+            plain.codes,
+            plain.scale,
+            block=(*rows, self.group_size or max(length, 1)),
+            dtype=self.dtype,
         )
         return w.mT if self.transposed else w.reshape(self.shape)
 
+    def check_groups(self) -> None:
+        for name, size in (("block_rows", self.block_rows), ("group_size", self.group_size)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} is {size!r}, not a positive integer or None")
+
     def check(self) -> None:
-        if self.block_rows is not None and self.block_rows < 1:
-            raise ValueError(f"block_rows is {self.block_rows!r}, not a positive integer or None")
         super().check()
         scales = (torch.float32,)
         check_dtypes(self, {"codes": tuple(NAMES), "scale": scales, "x_scale": scales})
@@ -236,10 +241,10 @@ class Float8Tensor(ScaledWeight):
         n_lead = self.codes.dim() - 1 - self.trailing
         if self.block_rows is None:
             return (None,) * n_lead
-        return (*(1,) * (n_lead - 1), self.block_rows)
+        return (*(1,) * (n_lead - 1), self.block_rows)[:n_lead]
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        blocks = (self._rows(), self.group_size)
+        blocks = self._blocks()
         if self.activation is None:
             return float8_linear(x, self.codes, self.scale, *blocks, bias)
         if self.x_scale is not None:
@@ -248,23 +253,22 @@ class Float8Tensor(ScaledWeight):
         return float8_dynamic_linear(x, self.codes, self.scale, *blocks, activation, bias)
 
     def rows(self, indices: Tensor) -> Tensor:
-        return float8_embedding(
-            indices, self.codes, self.scale, self._rows(), self.group_size, self.dtype
-        )
+        return float8_embedding(indices, self.codes, self.scale, *self._blocks(), self.dtype)
 
-    def _rows(self) -> int:
-        return self.block_rows or max(self.codes.shape[-2], 1)
+    def _blocks(self) -> tuple[int, int]:
+        n_rows, length = self.codes.shape
+        return self.block_rows or max(n_rows, 1), self.group_size or max(length, 1)
 
     def describe(self) -> str:
         """The format in a few words, for reports."""
         if self.block_rows is None:
             kind = "tensor"
-        elif self.block_rows > 1:
-            kind = f"block {self.block_rows}x{self.group_size}"
-        elif self.group_size >= self.flat().codes.shape[-1]:
+        elif self.group_size is None:
             kind = "row"
-        else:
+        elif self.block_rows == 1:
             kind = f"group {self.group_size}"
+        else:
+            kind = f"block {self.block_rows}x{self.group_size}"
         return f"float8 {NAMES[self.codes.dtype]} {kind}" + ACTIVATION_WORDS[self.activation]
 
 

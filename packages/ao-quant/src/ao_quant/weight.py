@@ -65,8 +65,7 @@ class ScaledWeight(QTensor):
         raise NotImplementedError
 
     def check(self) -> None:
-        if not isinstance(self.group_size, int) or self.group_size < 1:
-            raise ValueError(f"group_size is {self.group_size!r}, not a positive integer")
+        self.check_groups()
         if self.activation not in self.activations:
             raise ValueError(f"activation is {self.activation!r}, not one of {self.activations}")
         if str(self.activation).endswith("_static") != ("x_scale" in self.tensors()):
@@ -74,6 +73,11 @@ class ScaledWeight(QTensor):
         if self.trailing not in range(self.codes.dim() - 1):
             raise ValueError(f"{self.trailing!r} trailing dimensions do not fit the codes")
         super().check()
+
+    def check_groups(self) -> None:
+        """ValueError unless blocks have positive sizes."""
+        if not isinstance(self.group_size, int) or self.group_size < 1:
+            raise ValueError(f"group_size is {self.group_size!r}, not a positive integer")
 
     def field_layout(self) -> dict[str, tuple[Dim, ...]]:
         ones: tuple[Dim, ...] = (1,) * self.trailing
