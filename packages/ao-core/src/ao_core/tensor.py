@@ -390,4 +390,4 @@ def _rebuild(
     return torch.nn.Parameter(new, requires_grad=False) if is_parameter else new
 
 
-from . import collectives, tensor_ops  # noqa: E402,F401  they fill QTensor._table
+from . import collectives, tensor_ops, tensor_shapes  # noqa: E402,F401  they fill QTensor._table
