@@ -69,6 +69,13 @@ def test_from_data_to_a_quantized_model(config: AOBaseConfig, high: float, least
     assert sqnr_db(exact, model(x * 3) / 3) < least - 10  # what is beyond the range is cut
 
 
+def test_arguments_by_name() -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(3, 8)
+    with observe_activations(layer) as ranges:
+        layer(input=x)
+    assert ranges == {"": x.abs().max().item()}
+
+
 def test_rules_can_be_joined_and_modules_chosen() -> None:
     model, x = Model(), torch.randn(9, 64)
     with observe_activations(model, lambda module, fqn: fqn == "down") as ranges:
@@ -82,7 +89,7 @@ def test_rules_can_be_joined_and_modules_chosen() -> None:
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (None, "up: never ran\n  down: never ran"),
+        (None, "up: saw no floating tensor\n  down: saw no floating tensor"),
         (torch.zeros(2, 64), "up: saw only zeros"),
         (torch.full((2, 64), torch.nan), "up: saw NaN or inf"),
         (torch.full((2, 64), torch.inf), "up: saw NaN or inf"),

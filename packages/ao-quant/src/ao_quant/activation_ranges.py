@@ -32,14 +32,14 @@ def observe_activations(
 ) -> Iterator[dict[str, float]]:
     """Record the largest magnitude that enters each linear while the model runs inside.
 
-    model      any module; it is not changed
+    model      any module, not compiled; it is not changed
     filter_fn  (module, name) -> bool: which modules to observe instead of every linear
 
     Gives a dictionary that is filled when the context ends: module name -> largest magnitude of its
     first argument over all calls.
 
-    Raises ConversionError (a ValueError) then for modules that never ran, that saw nothing but
-    zeros, or that saw NaN or inf; and at once when there is nothing to observe.
+    Raises ConversionError (a ValueError) then for modules that saw no floating tensor, nothing but
+    zeros, or NaN or inf; and at once when there is nothing to observe.
     """
     chosen = filter_fn or (lambda module, fqn: isinstance(module, nn.Linear))
     modules = {fqn: module for fqn, module in model.named_modules() if chosen(module, fqn)}
@@ -49,22 +49,26 @@ def observe_activations(
     found: dict[str, Tensor] = {}
     ranges: dict[str, float] = {}
 
-    def watch(fqn: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and args[0].numel():
-                amax = args[0].detach().abs().amax().float()  # read when all is done: no waiting
+    def watch(fqn: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = next(iter((*args, *kwargs.values())), None)
+            if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
+                amax = x.detach().abs().amax().float()  # read when all is done: no waiting
                 found[fqn] = torch.maximum(found[fqn], amax) if fqn in found else amax
 
         return hook
 
-    handles = [module.register_forward_pre_hook(watch(fqn)) for fqn, module in modules.items()]
+    handles = [
+        module.register_forward_pre_hook(watch(fqn), with_kwargs=True)
+        for fqn, module in modules.items()
+    ]
     try:
         yield ranges
     finally:
         for handle in handles:
             handle.remove()
     seen = {fqn: amax.item() for fqn, amax in found.items()}
-    bad = {fqn: "never ran" for fqn in modules if fqn not in seen}
+    bad = {fqn: "saw no floating tensor" for fqn in modules if fqn not in seen}
     bad |= {fqn: "saw only zeros" for fqn, amax in seen.items() if amax == 0}
     bad |= {fqn: "saw NaN or inf" for fqn, amax in seen.items() if not math.isfinite(amax)}
     if bad:
