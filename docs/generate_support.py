@@ -82,9 +82,9 @@ NOTES = """
   `inference_mode`, with gradients for activations and biases, with `state_dict`, `deepcopy` and
   `torch.load(weights_only=True)`, and sharded by FSDP2 and DTensor (rows and columns) over two
   processes.
-* FSDP2 needs the output features to divide by the number of ranks. DTensor shards may be uneven;
-  cuts must fall between groups and blocks. Where a whole row of integers shares a scale, uneven
-  shards along the input features cannot be gathered again.
+* FSDP2 needs the output features to divide by the number of ranks, and refuses others. DTensor
+  shards may be uneven; cuts must fall between groups and blocks. Where a whole row of integers
+  shares a scale, uneven shards along the input features cannot be gathered again.
 * Where a column says *reference*, plain torch runs: exact, on any device, slow. `op.why_not(...)`
   says why a kernel was not taken.
 * cpu kernels choose AVX-512 (VNNI, BF16), AVX2 or plain C++ when they run; NEON is compiled on Arm.

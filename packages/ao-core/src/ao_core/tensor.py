@@ -318,6 +318,12 @@ class QTensor(Tensor):
         """What FSDP2 gathers: the stored fields themselves, so a shard travels at its quantized
         size."""
         shape = tuple(outer_size or ())
+        if shape and shape[0] % mesh.size():  # torch finds out on the last rank, the others wait
+            raise UnsupportedOpError(
+                f"FSDP2 shards a {type(self).__name__} evenly: {shape[0]} output features do not "
+                f"divide by {mesh.size()} ranks; keep this layer out of fully_shard (its "
+                f"ignored_params), or in float"
+            )
         shared = {
             name  # one value for all ranks: of the whole dimension, or of the one block it has
             for name, dims in self.field_layout().items()

@@ -169,6 +169,21 @@ def check_uneven(make: Make) -> None:
             assert (y.full_tensor() - whole).norm() <= _row_limit(q) * whole.norm()
 
 
+def check_uneven_fsdp(make: Make) -> None:
+    """FSDP2 cannot gather shards of uneven size: every rank says so, and none waits for another."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Linear(128, 33, bias=False)
+    model.weight = nn.Parameter(make(_values(33, 128, seed=0)), requires_grad=False)
+    try:
+        fully_shard(model)
+        model(_values(5, 128, seed=1))
+    except NotImplementedError as error:
+        assert "33 output features" in str(error) or "multiples of" in str(error)
+    else:
+        raise AssertionError("an uneven shard was gathered")
+
+
 def check_misaligned(make: Make) -> None:
     """A split inside a block is refused with the coordinates that would work."""
     q = make(_values(8, 136, seed=0))
@@ -183,4 +198,12 @@ def check_misaligned(make: Make) -> None:
             raise AssertionError("a block was split")
 
 
-CHECKS = (check_columns, check_rows, check_gather, check_uneven, check_fsdp, check_misaligned)
+CHECKS = (
+    check_columns,
+    check_rows,
+    check_gather,
+    check_uneven,
+    check_fsdp,
+    check_uneven_fsdp,
+    check_misaligned,
+)
