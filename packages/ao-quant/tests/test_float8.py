@@ -174,3 +174,11 @@ def test_an_empty_part_is_a_tensor() -> None:
         q = Float8Tensor.from_float(weight(256, 128), granularity=granularity)[128:128]
         assert q.dequantize().shape == (0, 128)
         assert F.linear(weight(3, 128), q).shape == (3, 0)
+
+
+def test_a_flattened_weight_has_no_values() -> None:
+    """FSDP2 keeps one as the handle of a shard."""
+    q = Float8Tensor.from_float(weight(16, 100), granularity=PerBlock((16, 32)))
+    assert q.view(-1).codes.data_ptr() == q.codes.data_ptr()
+    with pytest.raises(UnsupportedOpError, match="in its own shape"):
+        q.view(-1).dequantize()

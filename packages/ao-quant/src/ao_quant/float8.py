@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ao_core import numerics
 from ao_core.config import AOBaseConfig, register_config
-from ao_core.errors import ConfigError
+from ao_core.errors import ConfigError, UnsupportedOpError
 from ao_core.formats import get_format
 from ao_core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerRow, PerTensor
 from ao_core.tensor import Dim, register_tensor
@@ -214,6 +214,11 @@ class Float8Tensor(ScaledWeight):
 
     def dequantize(self) -> Tensor:
         plain = self.flat()
+        if plain.codes.dim() < 2:
+            raise UnsupportedOpError(
+                "a flattened Float8Tensor has no blocks and so no values; dequantize() it in its "
+                "own shape"
+            )
         *lead, n_rows, length = plain.codes.shape
         rows = (*lead, n_rows) if self.block_rows is None else (*(1,) * len(lead), self.block_rows)
         w = numerics.dequantize_float8(
