@@ -21,10 +21,15 @@ from ao_core.errors import ConversionError
 from ao_core.match import FqnToConfig
 from ao_kernels.registry import OPS, Op
 from ao_quant import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8DynamicActivationInt4WeightConfig,
+    Float8StaticActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
     Int8DynamicActivationIntxWeightConfig,
+    Int8StaticActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
     quantize_,
@@ -41,6 +46,15 @@ CONFIGS: dict[str, AOBaseConfig] = {
     "`Int8DynamicActivationIntxWeightConfig` (int1 to int8)": Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int3
     ),
+    "`Int8StaticActivationInt8WeightConfig`": Int8StaticActivationInt8WeightConfig(
+        activation_range=4.0
+    ),
+    "`Float8WeightOnlyConfig`": Float8WeightOnlyConfig(),
+    "`Float8DynamicActivationFloat8WeightConfig`": Float8DynamicActivationFloat8WeightConfig(),
+    "`Float8StaticActivationFloat8WeightConfig`": Float8StaticActivationFloat8WeightConfig(
+        activation_range=4.0
+    ),
+    "`Float8DynamicActivationInt4WeightConfig`": Float8DynamicActivationInt4WeightConfig(),
 }
 
 
@@ -67,8 +81,9 @@ NOTES = """
   `torch.compile(fullgraph=True)`, `torch.export` and `inference_mode`, with gradients for
   activations and biases, with `state_dict`, `deepcopy` and `torch.load(weights_only=True)`, and
   sharded by FSDP2 and DTensor (rows and columns) over two processes.
-* FSDP2 needs the output features to divide by the number of ranks; DTensor cuts along input
-  features must fall between groups.
+* FSDP2 needs the output features to divide by the number of ranks, and refuses others. DTensor
+  shards may be uneven; cuts must fall between groups and blocks. Where a whole row of integers
+  shares a scale, uneven shards along the input features cannot be gathered again.
 * Where a column says *reference*, plain torch runs: exact, on any device, slow. `op.why_not(...)`
   says why a kernel was not taken.
 * cpu kernels choose AVX-512 (VNNI, BF16), AVX2 or plain C++ when they run; NEON is compiled on Arm.

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ao_core.numerics import choose_float8_scale, dequantize_float8, quantize_float8
+from ao_core.numerics import (
+    choose_float8_scale,
+    dequantize_float8,
+    quantize_float8,
+    quantize_float8_tokens,
+)
 
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -149,6 +154,42 @@ def test_output_dtypes_and_empty_tensors(dtype: torch.dtype) -> None:
         empty = torch.zeros(shape)
         scale = choose_float8_scale(empty, block=(2, 3), dtype=dtype)
         assert quantize_float8(empty, scale, block=(2, 3), dtype=dtype).shape == shape
+
+
+@pytest.mark.parametrize("block", [(1, 24), (5, 24), (1, 8), (1, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_tokens(block: tuple[int, int], dtype: torch.dtype) -> None:
+    """By the definition: the scale of each block, and x times the rounded reciprocal of it."""
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[1] *= 1e-30
+    codes, scale = quantize_float8_tokens(x, block=block)
+    assert codes.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32
+    assert torch.equal(scale, slow_scale(x.float(), block, 448.0))
+    spread = scale.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:5, :24]
+    expected = (x.float() * (1 / spread)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert torch.equal(codes.view(torch.uint8), expected.view(torch.uint8))
+    again = quantize_float8_tokens(x, block=block, scale=scale)
+    assert torch.equal(codes.view(torch.uint8), again[0].view(torch.uint8))
+
+
+def test_tokens_that_are_not_finite() -> None:
+    x = torch.ones(3, 8)
+    x[1, 2], x[2, 7] = torch.inf, torch.nan
+    codes, scale = quantize_float8_tokens(x, block=(1, 8))
+    assert scale.isnan().flatten().tolist() == [False, True, True]
+    assert codes[0].float().tolist() == [448.0] * 8 and codes[1:].float().isnan().all()
+    codes, scale = quantize_float8_tokens(x, block=(3, 8), scale=torch.full((1, 1), 2.0))
+    found = codes.float()
+    assert found[1, 2].isnan() and found[2, 7].isnan() and found.isnan().sum() == 2
+    assert found[0].tolist() == [0.5] * 8
+
+
+def test_no_tokens() -> None:
+    for shape, block in (((0, 8), (1, 8)), ((0, 8), (1, 4)), ((3, 0), (1, 1))):
+        codes, scale = quantize_float8_tokens(torch.zeros(shape), block=block)
+        assert codes.shape == shape and not scale.numel()
+    given = quantize_float8_tokens(torch.zeros(0, 8), block=(1, 8), scale=torch.ones(1, 1))
+    assert given[0].shape == (0, 8)
 
 
 def test_refused_shapes() -> None:

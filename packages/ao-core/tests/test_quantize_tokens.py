@@ -112,6 +112,17 @@ def test_strides_do_not_matter() -> None:
             assert (a is None and b is None) or torch.equal(a, b)
 
 
+def test_given_scale() -> None:
+    """One scale for all tokens: codes beyond the range take its end, tokens that are not finite
+    are marked."""
+    x = torch.tensor([[1.0, -3.0, 2.5], [1000.0, -1000.0, 0.5], [torch.inf, 1.0, 0.0]])
+    codes, scale, zero = quantize_tokens(x, scale=torch.full((1, 1), 0.5))
+    assert codes.tolist() == [[2, -6, 5], [127, -127, 1], [0, 0, 0]] and zero is None
+    assert scale[:2].tolist() == [[0.5], [0.5]] and scale[2].isnan().all()
+    with pytest.raises(ValueError, match="given scale goes with mapping='symmetric'"):
+        quantize_tokens(x, mapping="asymmetric", scale=torch.ones(1, 1))
+
+
 def test_unknown_mapping() -> None:
     with pytest.raises(ValueError, match="mapping is one of symmetric, asymmetric; got 'x'"):
         quantize_tokens(torch.ones(1, 8), mapping="x")

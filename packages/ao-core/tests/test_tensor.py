@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ao_core.errors import UnsupportedOpError
 from ao_core.tensor import QTensor, register_tensor, tensor_class
 from ao_core.testing.example_format import ExampleTensor
 from ao_core.testing.sharding_contract import check_formats, run_two_processes
@@ -19,6 +20,18 @@ class TestExample(QTensorContract):
 
 def test_sharding() -> None:
     run_two_processes(check_formats, {"example": ExampleTensor.from_float})
+
+
+def test_padding_adds_zeros_at_the_ends() -> None:
+    """What DTensor does before it sends shards of uneven size."""
+    w = torch.randn(5, 16)
+    q = ExampleTensor.from_float(w)
+    longer = torch.nn.functional.pad(q, (0, 0, 0, 3))
+    assert longer.shape == (8, 16) and torch.equal(longer[:5], q)
+    assert torch.equal(longer.dequantize()[5:], torch.zeros(3, 16))
+    for pad, value in (((0, 0, 1, 0), 0), ((0, 0, 0, 1), 1), ((0, -1), 0)):
+        with pytest.raises(UnsupportedOpError, match="at the ends only"):
+            torch.nn.functional.pad(q, pad, value=value)
 
 
 def test_fields_are_derived_from_annotations() -> None:

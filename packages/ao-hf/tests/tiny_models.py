@@ -17,13 +17,18 @@ from transformers import (
 )
 
 from ao_core.config import AOBaseConfig
-from ao_core.granularity import PerGroup
+from ao_core.granularity import PerBlock, PerGroup
 from ao_hf import AoConfig
 from ao_quant import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8DynamicActivationInt4WeightConfig,
+    Float8StaticActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
     Int8DynamicActivationIntxWeightConfig,
+    Int8StaticActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
 )
@@ -39,6 +44,13 @@ FORMATS: dict[str, AOBaseConfig] = {
     "8da6w": Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int6, weight_mapping_type="asymmetric"
     ),
+    "int8 static": Int8StaticActivationInt8WeightConfig(activation_range=6.0),
+    "float8": Float8WeightOnlyConfig(),
+    "float8 e5m2": Float8WeightOnlyConfig(weight_dtype=torch.float8_e5m2, granularity=PerGroup(32)),
+    "float8 dynamic": Float8DynamicActivationFloat8WeightConfig(),
+    "float8 block": Float8DynamicActivationFloat8WeightConfig(granularity=PerBlock((128, 128))),
+    "float8 static": Float8StaticActivationFloat8WeightConfig(activation_range=6.0),
+    "float8 int4": Float8DynamicActivationInt4WeightConfig(group_size=32),
 }
 INT4 = FORMATS["int4"]
 INT8 = FORMATS["int8"]

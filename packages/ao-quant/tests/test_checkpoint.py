@@ -13,11 +13,17 @@ from ao_core import checkpoint
 from ao_core.config import AOBaseConfig
 from ao_core.errors import CheckpointError
 from ao_quant import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8DynamicActivationInt4WeightConfig,
+    Float8StaticActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8StaticActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
+    PerBlock,
     PerGroup,
     PerTensor,
     quantize_,
@@ -29,6 +35,13 @@ CONFIGS: dict[str, AOBaseConfig] = {
     "int8 dynamic": Int8DynamicActivationInt8WeightConfig(),
     "int4": Int4WeightOnlyConfig(group_size=32, algorithm="hqq"),
     "int3": IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=PerGroup(32)),
+    "int8 static": Int8StaticActivationInt8WeightConfig(activation_range=4.0),
+    "float8": Float8WeightOnlyConfig(),
+    "float8 e5m2": Float8WeightOnlyConfig(weight_dtype=torch.float8_e5m2, granularity=PerGroup(32)),
+    "float8 tensor": Float8DynamicActivationFloat8WeightConfig(),
+    "float8 block": Float8DynamicActivationFloat8WeightConfig(granularity=PerBlock((128, 128))),
+    "float8 static": Float8StaticActivationFloat8WeightConfig(activation_range=4.0),
+    "float8 int4": Float8DynamicActivationInt4WeightConfig(group_size=32),
 }
 
 
@@ -86,8 +99,35 @@ def test_round_trip(name: str, path: str, tmp_path: Path) -> None:
     ],
 )
 def test_headers_that_lie(change: dict, message: str, tmp_path: Path) -> None:
+    check_lie("int4", change, message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("float8", {"meta": {"block_rows": 0}}, "block_rows"),
+        ("float8", {"meta": {"block_rows": 2}}, "scale"),
+        ("float8", {"meta": {"block_rows": None}}, "scale"),
+        ("float8", {"meta": {"block_rows": "1"}}, "block_rows"),
+        ("float8", {"meta": {"group_size": 8}}, "scale"),
+        ("float8", {"meta": {"activation": "int8_static"}}, "activation"),
+        ("float8", {"meta": {"activation": "float8_static"}}, "x_scale"),
+        ("float8 static", {"meta": {"activation": "float8_row"}}, "x_scale"),
+        ("int8 static", {"meta": {"activation": "int8_symmetric"}}, "x_scale"),
+        ("int8", {"meta": {"activation": "int8_asymmetric"}}, "activation"),
+        ("int3", {"meta": {"activation": "float8_row"}}, "4 bits"),
+        ("int8", {"class": "Float8Tensor"}, "block_rows"),
+    ],
+)
+def test_headers_that_lie_about_float8_and_static(
+    name: str, change: dict, message: str, tmp_path: Path
+) -> None:
+    check_lie(name, change, message, tmp_path)
+
+
+def check_lie(name: str, change: dict, message: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    checkpoint.save(quantized(CONFIGS["int4"]), path)
+    checkpoint.save(quantized(CONFIGS[name]), path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     entries = json.loads(metadata["ao_tensors"])

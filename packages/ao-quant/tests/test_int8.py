@@ -44,6 +44,16 @@ class TestDynamic(QTensorContract):
         return Int8Tensor.from_float(w, activation="int8_symmetric")
 
 
+class TestStatic(QTensorContract):
+    min_sqnr_db = 40
+    min_linear_db = 32
+    dynamic = True
+
+    def make(self, w: Tensor) -> Int8Tensor:
+        x_scale = torch.full((1,) * w.dim(), 4.5 / 127)
+        return Int8Tensor.from_float(w, activation="int8_static", x_scale=x_scale)
+
+
 def test_every_code_is_its_own_image() -> None:
     codes = torch.arange(-127, 128, dtype=torch.int8)[None]
     q = Int8Tensor.from_float(codes.float() * 0.5)

@@ -43,6 +43,16 @@ class Test8da4w(QTensorContract):
         )
 
 
+class TestFloat8Int4(QTensorContract):
+    min_sqnr_db = 19
+    min_linear_db = 28
+    cut = 32
+    dynamic = True
+
+    def make(self, w: Tensor) -> IntxTensor:
+        return IntxTensor.from_float(w, bits=4, granularity=PerGroup(32), activation="float8_row")
+
+
 class TestInt1(QTensorContract):
     min_sqnr_db = 4
     cut = 32

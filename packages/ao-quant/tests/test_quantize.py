@@ -13,14 +13,20 @@ from ao_core.config import AOBaseConfig, config_from_json, config_to_json
 from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
 from ao_core.tensor import QTensor
 from ao_quant import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8DynamicActivationInt4WeightConfig,
+    Float8StaticActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt4WeightConfig,
     Int8DynamicActivationInt8WeightConfig,
     Int8DynamicActivationIntxWeightConfig,
+    Int8StaticActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
     PerAxis,
+    PerBlock,
     PerGroup,
     PerRow,
     PerTensor,
@@ -74,6 +80,48 @@ CONFIGS: dict[
         Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int6),
         28,
         "int6 group 32 symmetric, int8 activations",
+    ),
+    "int8 static": (
+        Int8StaticActivationInt8WeightConfig(activation_range=5.0),
+        27,
+        "int8 row, static int8 activations",
+    ),
+    "float8": (Float8WeightOnlyConfig(), 28, "float8 e4m3 row"),
+    "float8 tensor": (Float8WeightOnlyConfig(granularity=PerTensor()), 28, "float8 e4m3 tensor"),
+    "float8 e5m2": (
+        Float8WeightOnlyConfig(weight_dtype=torch.float8_e5m2, granularity=PerGroup(32)),
+        23,
+        "float8 e5m2 group 32",
+    ),
+    "float8 block": (
+        Float8WeightOnlyConfig(granularity=PerBlock((64, 32))),
+        28,
+        "float8 e4m3 block 64x32",
+    ),
+    "float8 dynamic": (
+        Float8DynamicActivationFloat8WeightConfig(),
+        25,
+        "float8 e4m3 tensor, float8 activations",
+    ),
+    "float8 dynamic row": (
+        Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+        25,
+        "float8 e4m3 row, float8 activations",
+    ),
+    "float8 dynamic block": (
+        Float8DynamicActivationFloat8WeightConfig(granularity=PerBlock((128, 128))),
+        25,
+        "float8 e4m3 block 128x128, float8 activations",
+    ),
+    "float8 static": (
+        Float8StaticActivationFloat8WeightConfig(activation_range=5.0),
+        25,
+        "float8 e4m3 tensor, static float8 activations",
+    ),
+    "float8 int4": (
+        Float8DynamicActivationInt4WeightConfig(group_size=32),
+        17,
+        "int4 group 32 symmetric, float8 activations",
     ),
 }
 EACH = pytest.mark.parametrize("name", list(CONFIGS))
@@ -330,6 +378,30 @@ def test_layers_that_cannot_be_converted() -> None:
             "granularity is one of",
         ),
         (lambda: IntxWeightOnlyConfig(weight_dtype=torch.uint8), "torch.int1 to torch.int8"),
+        (lambda: Float8WeightOnlyConfig(weight_dtype=torch.int8), "float8_e4m3fn or torch.float8"),
+        (lambda: Float8WeightOnlyConfig(granularity=PerBlock((4, 12))), "rows, a multiple of 8"),
+        (lambda: Float8WeightOnlyConfig(granularity=PerBlock((8,))), "rows, a multiple of 8"),
+        (
+            lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerGroup(32)),
+            "granularity is one of PerTensor, PerRow, PerBlock",
+        ),
+        (
+            lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerBlock((64, 64))),
+            r"blocks are PerBlock\(block_size=\(128, 128\)\)",
+        ),
+        (
+            lambda: Float8StaticActivationFloat8WeightConfig(activation_range=0.0),
+            "activation_range is a positive number",
+        ),
+        (
+            lambda: Int8StaticActivationInt8WeightConfig(activation_range=float("nan")),
+            "activation_range is a positive number",
+        ),
+        (
+            lambda: Int8StaticActivationInt8WeightConfig(activation_range=True),
+            "activation_range is a positive number",
+        ),
+        (lambda: Float8DynamicActivationInt4WeightConfig(group_size=12), "multiple of 8"),
         (lambda: IntxWeightOnlyConfig(mapping_type="affine"), "'symmetric' or 'asymmetric'"),
         (
             lambda: Int8DynamicActivationIntxWeightConfig(weight_granularity=PerTensor()),

@@ -2,9 +2,13 @@
 
 import functools
 
-from ao_core.testing.sharding_contract import check_formats, run_two_processes
-from ao_quant import Int8Tensor, IntxTensor, PerGroup, PerTensor
+import torch
 
+from ao_core.testing.sharding_contract import check_formats, run_two_processes
+from ao_quant import Float8Tensor, Int8Tensor, IntxTensor, PerBlock, PerGroup, PerTensor
+
+X_SCALE = torch.full((1, 1), 4 / 448)
+float8 = Float8Tensor.from_float
 int4 = functools.partial(IntxTensor.from_float, bits=4, granularity=PerGroup(32))
 
 FORMATS = {
@@ -22,6 +26,23 @@ FORMATS = {
     "intx8 dynamic": functools.partial(
         IntxTensor.from_float, bits=8, granularity=PerGroup(32), activation="int8_asymmetric"
     ),
+    "int8 static": functools.partial(
+        Int8Tensor.from_float, activation="int8_static", x_scale=X_SCALE
+    ),
+    "float8": float8,
+    "float8 e5m2": functools.partial(
+        float8, weight_dtype=torch.float8_e5m2, granularity=PerGroup(32)
+    ),
+    "float8 block": functools.partial(
+        float8, granularity=PerBlock((16, 32)), activation="float8_block"
+    ),
+    "float8 large block": functools.partial(float8, granularity=PerBlock((128, 128))),
+    "float8 tensor": functools.partial(float8, granularity=PerTensor(), activation="float8_tensor"),
+    "float8 row": functools.partial(float8, activation="float8_row"),
+    "float8 static": functools.partial(
+        float8, granularity=PerTensor(), activation="float8_static", x_scale=X_SCALE
+    ),
+    "float8 int4": functools.partial(int4, activation="float8_row"),
 }
 
 

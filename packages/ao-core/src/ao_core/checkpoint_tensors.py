@@ -197,7 +197,7 @@ def _checked_class(name: str, kind: Any) -> type[QTensor]:
     try:
         return tensor_class(kind if isinstance(kind, str) else short(kind))
     except KeyError as error:
-        hint = "import the package that defines it first (ao_quant for Int8Tensor and IntxTensor)"
+        hint = "import the package that defines it first (ao_quant for Int8Tensor and others)"
         raise CheckpointError(f"{name}: {error.args[0]:.300}; {hint}") from None
 
 

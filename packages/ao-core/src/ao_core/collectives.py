@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from .tensor import QTensor
+from .tensor_ops import bits
 
 __all__: list[str] = []
 
@@ -21,8 +22,8 @@ if dist.is_available():
     def _scatter_(outputs: list[QTensor], inputs: list[list[QTensor]], *rest: Any) -> Any:
         work: Any = None
         for name, out in outputs[0].tensors().items():
-            parts = [[part.tensors()[name].contiguous() for part in each] for each in inputs]
-            _, work = c10d.scatter_.default([out], parts, *rest)
+            parts = [[bits(part.tensors()[name].contiguous()) for part in each] for each in inputs]
+            _, work = c10d.scatter_.default([bits(out)], parts, *rest)
             work.wait()  # the caller waits for one work only, and gloo runs several at a time
         return outputs, work
 
@@ -30,32 +31,47 @@ if dist.is_available():
     def _broadcast_(tensors: list[QTensor], *rest: Any) -> Any:
         work: Any = None
         for t in tensors[0].tensors().values():
-            _, work = c10d.broadcast_.default([t], *rest)
+            _, work = c10d.broadcast_.default([bits(t)], *rest)
             work.wait()
         return tensors, work
 
     def _gathered(t: torch.Tensor, group_size: int, group_name: str) -> torch.Tensor:
         """Waits at once: DTensor joins what it gathered along a later dimension without waiting,
         because a tensor subclass is never wrapped as an asynchronous result."""
-        out = functional.all_gather_into_tensor.default(t.contiguous(), group_size, group_name)
-        return functional.wait_tensor.default(out)
+        sent = bits(t.contiguous())
+        out = functional.all_gather_into_tensor.default(sent, group_size, group_name)
+        return functional.wait_tensor.default(out).view(t.dtype)
 
     @QTensor.implements(functional.all_gather_into_tensor.default)
     def _all_gather_into_tensor(q: QTensor, group_size: int, group_name: str) -> QTensor:
         """Every rank's tensor, one after the other along the first dimension."""
-        shared = {name for name, dims in q.field_layout().items() if dims[0] is None}
+        rules = {name: dims[0] for name, dims in q.field_layout().items()}
         fields = {
-            name: t if name in shared else _gathered(t, group_size, group_name)
+            name: t if rules[name] is None else _gathered(t, group_size, group_name)
             for name, t in q.tensors().items()
         }
-        return q.rebuild(shape=torch.Size([q.shape[0] * group_size, *q.shape[1:]]), **fields)
+        length = q.shape[0]
+        if all(length % (r if isinstance(r, int) else 1) == 0 for r in rules.values()):
+            return q.rebuild(shape=torch.Size([length * group_size, *q.shape[1:]]), **fields)
+        # the ranks hold parts of one block: joining them says whether they fit together
+        parts = {
+            name: [t] * group_size if rules[name] is None else t.chunk(group_size)
+            for name, t in fields.items()
+        }
+        joined: Any = torch.cat(
+            [
+                q.rebuild(**{name: each[rank] for name, each in parts.items()})
+                for rank in range(group_size)
+            ]
+        )
+        return joined
 
     @QTensor.implements(functional.broadcast.default)
     def _broadcast(q: QTensor, root: int, group_name: str) -> QTensor:
         return q.map(
             lambda t: functional.wait_tensor.default(
-                functional.broadcast.default(t, root, group_name)
-            )
+                functional.broadcast.default(bits(t), root, group_name)
+            ).view(t.dtype)
         )
 
     # the second is what funcol of torch 2.13 calls instead of an async wrapper; it is defined

@@ -33,6 +33,7 @@ __all__ = [
     "groups",
     "optimize_intx_qparams",
     "quantize_float8",
+    "quantize_float8_tokens",
     "quantize_int8",
     "quantize_intx",
     "quantize_tokens",
@@ -262,9 +263,9 @@ def _intx_format(bits: int):
 
 
 def quantize_tokens(
-    x_MK: Tensor, *, mapping: str = "symmetric"
+    x_MK: Tensor, *, mapping: str = "symmetric", scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Quantize each token of an activation to int8, as the int8_dynamic ops do.
+    """Quantize each token of an activation to int8, as the int8_dynamic and int8_static ops do.
 
     x (M, K) -> codes (M, K) int8, scale (M, 1) float32, zero (M, 1) float32 or None, with
     x ~ (codes - zero) * scale.
@@ -273,19 +274,26 @@ def quantize_tokens(
     asymmetric  the range [min(x, 0), max(x, 0)] in 255 steps, codes in [-128, 127]; zero is an
                 integer
 
+    With a `scale` of one element, which mapping "symmetric" takes, all tokens have this scale, and
+    codes beyond the range take its end.
     A token that holds NaN or inf gets a NaN scale and zero codes. All arithmetic is float32; x is
     multiplied by the rounded reciprocal of the scale, which is what makes codes equal on every
     device.
     """
     x = x_MK.float()
     if mapping == "symmetric":
-        scale = _token_scale(
-            _divided(x.abs().amax(-1, keepdim=True), 127) if x.shape[-1] else x.new_zeros(len(x), 1)
-        )
+        if scale is None:
+            amax = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(len(x), 1)
+            scale = _token_scale(_divided(amax, 127))
+        else:
+            finite = x.isfinite().all(-1, keepdim=True)
+            scale = torch.where(finite, scale.float().reshape(1, 1), torch.nan)
         codes = torch.nan_to_num((x * (1 / scale)).round(), nan=0.0).clamp(-127, 127)
         return codes.to(torch.int8), scale, None
     if mapping != "asymmetric":
         raise ValueError(f"mapping is one of {', '.join(MAPPINGS)}; got {mapping!r}")
+    if scale is not None:
+        raise ValueError("a given scale goes with mapping='symmetric'")
     if not x.shape[-1]:
         return x.to(torch.int8), x.new_full((len(x), 1), TINY), x.new_full((len(x), 1), -128.0)
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
@@ -332,6 +340,30 @@ def dequantize_float8(
     return (codes.float() * _spread(scale, block, codes.shape)).to(dtype)
 
 
+def quantize_float8_tokens(
+    x_MK: Tensor, *, block: tuple[int, int], scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Quantize activations to float8 e4m3, as the float8 ops do.
+
+    x (M, K) -> codes (M, K) float8_e4m3fn, scale (ceil(M / block[0]), ceil(K / block[1])) float32;
+    x ~ codes * scale. Blocks: (M, K) one scale, (1, K) one a token, (1, n) one for n input
+    features of a token. A given `scale`, of the shape that the block has, is taken as it is.
+
+    NaN and inf become NaN codes, and a block that holds one gets a NaN scale unless the scale was
+    given. All arithmetic is float32; x is multiplied by the rounded reciprocal of the scale, which
+    is what makes codes equal on every device.
+    """
+    x, dtype = x_MK.float(), torch.float8_e4m3fn
+    if scale is None:
+        scale = choose_float8_scale(x, block=block, dtype=dtype)
+    inv_scale = 1 / scale
+    if scale.numel() != 1:
+        inv_scale = _spread(inv_scale, block, x.shape)
+    high = torch.finfo(dtype).max
+    codes = (x * inv_scale).clamp(-high, high)
+    return torch.where(x.isfinite(), codes, torch.nan).to(dtype), scale
+
+
 def _blocks(w: Tensor, block: tuple[int, ...]) -> Tensor:
     """(A, B, ...) -> (A/a, a, B/b, b, ...), zero-padded at the ends."""
     if len(block) != w.ndim:
@@ -345,7 +377,10 @@ def _blocks(w: Tensor, block: tuple[int, ...]) -> Tensor:
 
 def _spread(scale: Tensor, block: tuple[int, ...], shape: torch.Size) -> Tensor:
     expected = [groups(n, b) for n, b in zip(shape, block, strict=True)]
-    if list(scale.shape) != expected:
+    if len(scale.shape) != len(expected) or any(
+        found != wanted and (found != 1 or wanted)  # one scale may be there for no elements
+        for found, wanted in zip(scale.shape, expected, strict=True)
+    ):
         raise ValueError(
             f"blocks of {tuple(block)} in a tensor of {tuple(shape)} have scales of shape "
             f"{tuple(expected)}, got {tuple(scale.shape)}"

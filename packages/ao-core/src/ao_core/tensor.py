@@ -315,8 +315,19 @@ class QTensor(Tensor):
     ) -> tuple[tuple[Tensor, ...], Any]:
         """What FSDP2 gathers: the stored fields themselves, so a shard travels at its quantized
         size."""
-        shared = {name for name, dims in self.field_layout().items() if dims[0] is None}
-        return tuple(self.tensors().values()), (tuple(outer_size or ()), shared)
+        shape = tuple(outer_size or ())
+        if shape and shape[0] % mesh.size():  # torch finds out on the last rank, the others wait
+            raise UnsupportedOpError(
+                f"FSDP2 shards a {type(self).__name__} evenly: {shape[0]} output features do not "
+                f"divide by {mesh.size()} ranks; keep this layer out of fully_shard (its "
+                f"ignored_params), or in float"
+            )
+        shared = {
+            name  # one value for all ranks: of the whole dimension, or of the one block it has
+            for name, dims in self.field_layout().items()
+            if dims[0] is None or (isinstance(dims[0], int) and shape and 1 < shape[0] <= dims[0])
+        }
+        return tuple(self.tensors().values()), (shape, shared)
 
     def fsdp_post_all_gather(
         self,
@@ -383,4 +394,4 @@ def _rebuild(
     return torch.nn.Parameter(new, requires_grad=False) if is_parameter else new
 
 
-from . import collectives, tensor_ops  # noqa: E402,F401  they fill QTensor._table
+from . import collectives, tensor_ops, tensor_shapes  # noqa: E402,F401  they fill QTensor._table

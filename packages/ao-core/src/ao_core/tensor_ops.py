@@ -13,9 +13,15 @@ from torch import Tensor
 from .errors import UnsupportedOpError
 from .tensor import Dim, QTensor
 
-__all__: list[str] = []
+__all__ = ["EACH", "bits", "select", "stored_size"]
 
 aten = torch.ops.aten
+
+
+def bits(t: Tensor) -> Tensor:
+    """float8 as uint8, because comparisons, gathers and collectives do not know float8 on every
+    device; anything else as it is."""
+    return t.view(torch.uint8) if t.is_floating_point() and t.element_size() == 1 else t
 
 
 # --- copies and moves
@@ -106,7 +112,10 @@ def _equal(a: QTensor, b: Tensor) -> bool:
     if type(a) is not type(b) or a.shape != b.shape or a.metadata() != b.metadata():
         return False
     ours, theirs = a.tensors(), b.tensors()
-    return set(ours) == set(theirs) and all(torch.equal(t, theirs[k]) for k, t in ours.items())
+    return set(ours) == set(theirs) and all(
+        t.dtype == theirs[k].dtype and torch.equal(bits(t), bits(theirs[k]))
+        for k, t in ours.items()
+    )
 
 
 @QTensor.implements(aten._assert_tensor_metadata.default)
@@ -151,7 +160,7 @@ def _nbytes(q: QTensor) -> int:
 EACH = (None, 1, (1, 1))  # dimensions whose indices can be taken one by one
 
 
-def _stored(size: int, rule: Dim) -> int:
+def stored_size(size: int, rule: Dim) -> int:
     """Stored elements of a field along a dimension of `size` logical ones."""
     if rule is None:
         return 1
@@ -213,7 +222,7 @@ def _narrow(q: QTensor, dim: int, start: int, length: int) -> QTensor:
 
 
 @QTensor.implements(aten.select.int, aliasing=True)
-def _select(q: QTensor, dim: int, index: int) -> QTensor:
+def select(q: QTensor, dim: int, index: int) -> QTensor:
     seen, canonical = _canonical(q, dim)
     size = q.shape[seen]
     if not -size <= index < size:
@@ -263,10 +272,12 @@ def _index_select(q: QTensor, dim: int, index: Tensor) -> QTensor:
             f"{type(q).__name__}: index_select works on unblocked dimensions; "
             "call .dequantize() first"
         )
-    fields = {
-        name: q.__dict__[name] if d is None else q.__dict__[name].index_select(canonical, index)
-        for name, d in dims.items()
-    }
+    fields = {}
+    for name, rule in dims.items():
+        t = q.__dict__[name]
+        if rule is not None:
+            t = bits(t).index_select(canonical, index).view(t.dtype)
+        fields[name] = t
     return q.rebuild(shape=_with(q.shape, seen, len(index)), **fields)
 
 
@@ -312,124 +323,6 @@ def _cat(parts: list[QTensor], dim: int = 0) -> QTensor:
                 )
             fields[name] = tensors[0]
         else:
-            fields[name] = torch.cat(tensors, canonical)
+            joined = torch.cat([bits(t) for t in tensors], canonical)
+            fields[name] = joined.view(tensors[0].dtype)
     return parts[0].rebuild(shape=_with(first.shape, seen, total), **fields)
-
-
-# --- shapes
-
-
-@QTensor.implements(aten.t.default, aliasing=True)
-def _t(q: QTensor) -> QTensor:
-    return _transpose(q, 0, 1)
-
-
-@QTensor.implements(aten.transpose.int, aliasing=True)
-def _transpose(q: QTensor, a: int, b: int) -> QTensor:
-    a, b = sorted((a % q.dim(), b % q.dim()))
-    if a == b:
-        return q.map(lambda t: t)
-    if (a, b) != (q.dim() - 2, q.dim() - 1):
-        raise UnsupportedOpError(
-            f"{type(q).__name__}: only the last two dimensions can be swapped; "
-            "call .dequantize() first"
-        )
-    shape = torch.Size([*q.shape[:-2], q.shape[-1], q.shape[-2]])
-    return q.rebuild(shape=shape, transposed=not q.transposed)
-
-
-@QTensor.implements(aten.permute.default, aliasing=True)
-def _permute(q: QTensor, order: list[int]) -> QTensor:
-    order, plain = [d % q.dim() for d in order], list(range(q.dim()))
-    if order == plain:
-        return q.map(lambda t: t)
-    if order == [*plain[:-2], plain[-1], plain[-2]]:
-        return _transpose(q, -2, -1)
-    raise UnsupportedOpError(
-        f"{type(q).__name__}: only the last two dimensions can be swapped; call .dequantize() first"
-    )
-
-
-@QTensor.implements(aten.unsqueeze.default, aliasing=True)
-def _unsqueeze(q: QTensor, dim: int) -> QTensor:
-    dim = dim % (q.dim() + 1)
-    if dim > q.dim() - 2:
-        raise UnsupportedOpError(
-            f"{type(q).__name__}: unsqueeze adds leading dimensions only; call .dequantize() first"
-        )
-    return q.map(lambda t: t.unsqueeze(dim), shape=torch.Size([*q.shape[:dim], 1, *q.shape[dim:]]))
-
-
-@QTensor.implements(aten.squeeze.dim, aliasing=True)
-def _squeeze(q: QTensor, dim: int) -> QTensor:
-    dim = dim % q.dim()
-    if dim < q.dim() - 2 and q.shape[dim] == 1:
-        return _select(q, dim, 0)
-    return q.map(lambda t: t)
-
-
-@QTensor.implements(
-    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aliasing=True
-)
-def _view(q: QTensor, shape: list[int]) -> QTensor:
-    shape = _resolve(q, list(shape))
-    if shape == list(q.shape):
-        return q.map(lambda t: t)
-    keep = q.field_layout()
-    rows = all(d in EACH for dims in keep.values() for d in dims[:-1])
-    if (
-        not q.transposed
-        and shape[-1:] == list(q.shape[-1:])
-        and rows
-        and not any(None in d[:-1] for d in keep.values())
-    ):
-        return q.map(lambda t: t.reshape(*shape[:-1], t.shape[-1]), shape=torch.Size(shape))
-    lasts = [d[-1][0] if isinstance(d[-1], tuple) else d[-1] for d in keep.values()]
-    whole = all(block is not None and q.shape[-1] % block == 0 for block in lasts)
-    if len(shape) == 1 and not q.transposed and rows and whole:
-        return q.map(lambda t: t.reshape(-1), shape=torch.Size(shape))
-    raise UnsupportedOpError(
-        f"{type(q).__name__} of shape {tuple(q.shape)} cannot be viewed as {tuple(shape)}; "
-        "call .dequantize() first"
-    )
-
-
-def _resolve(q: QTensor, shape: list[int]) -> list[int]:
-    if -1 in shape:
-        rest = 1
-        for n in shape:
-            rest *= n if n != -1 else 1
-        shape[shape.index(-1)] = q.numel() // max(rest, 1)
-    return shape
-
-
-@QTensor.implements(aten.as_strided.default)
-def _as_strided(q: QTensor, size: list[int], stride: list[int], offset: Any = None) -> QTensor:
-    if (
-        tuple(size) != tuple(q.shape)
-        or tuple(stride) != tuple(q.stride())
-        or offset not in (None, 0)
-    ):
-        raise UnsupportedOpError(
-            f"as_strided of a {type(q).__name__} can only restate its own shape and strides"
-        )
-    return q.map(lambda t: t)
-
-
-@QTensor.implements(aten.new_zeros.default, aten.new_empty.default)
-def _new_zeros(
-    q: QTensor, size: list[int], *, dtype: Any = None, device: Any = None, **_: Any
-) -> QTensor:
-    """A tensor of the same format and another shape; its codes are all zero until they are copied
-    over."""
-    if len(size) != q.dim() or q.transposed:
-        raise UnsupportedOpError(
-            f"new_zeros of a {type(q).__name__} keeps the number of dimensions ({q.dim()}), "
-            f"got size {list(size)}"
-        )
-    fields = {}
-    for name, dims in q.field_layout().items():
-        t = q.__dict__[name]
-        shape = [_stored(n, d) for n, d in zip(size, dims, strict=True)]
-        fields[name] = t.new_zeros(shape, device=device)
-    return q.rebuild(shape=torch.Size(size), dtype=dtype or q.dtype, **fields)

@@ -13,12 +13,12 @@ from torch import Tensor
 from ao_core.tensor import QTensor, tensor_class
 
 if TYPE_CHECKING:
-    from .weight import IntWeight
+    from .weight import ScaledWeight
 
 __all__ = ["grouped_product"]
 
 
-def grouped_product(x_TK: Tensor, w_EKN: "IntWeight", offs: Tensor) -> Tensor:
+def grouped_product(x_TK: Tensor, w_EKN: "ScaledWeight", offs: Tensor) -> Tensor:
     """(T, K) x (E, K, N) -> (T, N): rows offs[e-1] to offs[e] meet expert e.
 
     offs  (E,) int32 or int64, ascending; rows from offs[-1] on are left as they are in memory

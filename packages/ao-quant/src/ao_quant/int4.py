@@ -1,7 +1,7 @@
 """int4 weights: the configs. The tensor is IntxTensor with bits=4 (intx.py); docs/formats.md has
 its bytes.
 
-Its kernels are ao_kernels' int4_linear and int8_dynamic_int4_linear.
+Its kernels are ao_kernels' int4_linear, int8_dynamic_int4_linear and float8_int4_linear.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,11 @@ from .weight import refuse
 
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009  absent from torch's stubs
 
-__all__ = ["Int4WeightOnlyConfig", "Int8DynamicActivationInt4WeightConfig"]
+__all__ = [
+    "Float8DynamicActivationInt4WeightConfig",
+    "Int4WeightOnlyConfig",
+    "Int8DynamicActivationInt4WeightConfig",
+]
 
 
 @register_config
@@ -58,6 +62,23 @@ class Int8DynamicActivationInt4WeightConfig(AOBaseConfig):
         )
 
 
+@register_config
+@dataclass(frozen=True, kw_only=True)
+class Float8DynamicActivationInt4WeightConfig(AOBaseConfig):
+    """int4 weights; activations quantized to float8 e4m3, one scale a token, on every call.
+
+    group_size  consecutive input features that share a weight scale; a multiple of 8
+    """
+
+    group_size: int = 128
+
+    def __post_init__(self) -> None:
+        granularity = PerGroup(self.group_size)
+        check_intx_config(
+            "Float8DynamicActivationInt4WeightConfig", INT4, granularity, "symmetric", "minmax"
+        )
+
+
 @register_handler(Int4WeightOnlyConfig, refuse=refuse)
 def _weight_only(w: Tensor, config: Int4WeightOnlyConfig) -> Tensor:
     return IntxTensor.from_float(
@@ -69,4 +90,11 @@ def _weight_only(w: Tensor, config: Int4WeightOnlyConfig) -> Tensor:
 def _dynamic(w: Tensor, config: Int8DynamicActivationInt4WeightConfig) -> Tensor:
     return IntxTensor.from_float(
         w, bits=4, granularity=PerGroup(config.group_size), activation="int8_asymmetric"
+    )
+
+
+@register_handler(Float8DynamicActivationInt4WeightConfig, refuse=refuse)
+def _float8_dynamic(w: Tensor, config: Float8DynamicActivationInt4WeightConfig) -> Tensor:
+    return IntxTensor.from_float(
+        w, bits=4, granularity=PerGroup(config.group_size), activation="float8_row"
     )

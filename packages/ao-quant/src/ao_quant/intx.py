@@ -1,5 +1,4 @@
-"""Weights of 1 to 8 bits, packed: weight-only, and with activations quantized to int8 on every
-call.
+"""Weights of 1 to 8 bits, packed: weight-only, and with activations quantized on every call.
 
     w ~ (code - zero) * scale      code in [0, 2**bits - 1]; without a stored zero it is 2**(bits-1)
 
@@ -19,6 +18,7 @@ from ao_core.packing import pack, unpack
 from ao_core.tensor import register_tensor
 from ao_core.transform import register_handler
 from ao_kernels.ops import (
+    float8_int4_linear,
     int4_linear,
     int8_dynamic_int4_linear,
     int8_dynamic_intx_linear,
@@ -27,7 +27,7 @@ from ao_kernels.ops import (
 )
 
 from .weight import (
-    IntWeight,
+    ScaledWeight,
     check_dtypes,
     check_granularity,
     chunked_rows,
@@ -117,7 +117,7 @@ class Int8DynamicActivationIntxWeightConfig(AOBaseConfig):
 
 
 @register_tensor
-class IntxTensor(IntWeight):
+class IntxTensor(ScaledWeight):
     """codes (..., N, ceil(K/8)*bits) uint8, scale (..., N, G) bfloat16, zero like scale or None.
 
     mapping, algorithm: how scale and zero were chosen, so that `requantize` needs no argument.
@@ -127,6 +127,8 @@ class IntxTensor(IntWeight):
     bits: int
     mapping: str
     algorithm: str
+
+    activations = (None, "int8_asymmetric", "float8_row")  # the last with 4 bits only
 
     @classmethod
     def from_float(  # type: ignore[override]
@@ -199,6 +201,8 @@ class IntxTensor(IntWeight):
             raise ValueError(f"bits is {self.bits!r}, not 1 to 8")
         if self.mapping not in numerics.MAPPINGS or self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown mapping {self.mapping!r} or algorithm {self.algorithm!r}")
+        if self.activation == "float8_row" and self.bits != 4:
+            raise ValueError(f"float8 activations go with 4 bits, got {self.bits}")
         super().check()
         scales = (torch.bfloat16, torch.float32)
         check_dtypes(self, {"codes": (torch.uint8,), "scale": scales, "zero": scales})
@@ -213,6 +217,8 @@ class IntxTensor(IntWeight):
             return intx_linear(
                 x, self.codes, self.scale, self.zero, self.bits, self.group_size, bias
             )
+        if self.activation == "float8_row":
+            return float8_int4_linear(x, self.codes, self.scale, self.zero, self.group_size, bias)
         if self.bits == 4:
             return int8_dynamic_int4_linear(
                 x, self.codes, self.scale, self.zero, self.group_size, bias
@@ -238,7 +244,10 @@ class IntxTensor(IntWeight):
         length = self.flat().shape[-2 if self.transposed else -1]
         kind = "row" if self.group_size >= length else f"group {self.group_size}"
         how = self.algorithm if self.algorithm != "minmax" else self.mapping
-        return f"int{self.bits} {kind} {how}" + (", int8 activations" if self.activation else "")
+        dtype = str(self.activation).partition("_")[0]
+        return f"int{self.bits} {kind} {how}" + (
+            f", {dtype} activations" if self.activation else ""
+        )
 
 
 @register_handler(IntxWeightOnlyConfig, refuse=refuse)

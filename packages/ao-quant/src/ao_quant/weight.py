@@ -1,4 +1,4 @@
-"""IntWeight: what all integer weights have in common, as tensors and as operands.
+"""ScaledWeight: what all weights of codes and scales have in common, as tensors and as operands.
 
 Letters: N output features, K input features, G groups, E experts. The weight is (N, K); experts are
 (E, N, K); a 1x1 convolution is (N, K, 1, 1), with as many trailing ones as it has spatial
@@ -14,26 +14,28 @@ from torch import Tensor, nn
 
 from ao_core.config import AOBaseConfig
 from ao_core.errors import ConfigError, UnsupportedOpError
-from ao_core.granularity import Granularity, PerAxis, PerGroup
+from ao_core.granularity import Granularity, PerAxis, PerBlock, PerGroup
 from ao_core.tensor import Dim, QTensor
 
 from .experts import grouped_product
 
-__all__ = ["IntWeight", "check_granularity", "group_size_of", "refuse"]
+__all__ = ["ScaledWeight", "check_granularity", "group_size_of", "refuse", "static_scale"]
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ACTIVATIONS = (None, "int8_symmetric", "int8_asymmetric")
 CHUNK = 1 << 18  # weights converted at a time: 1 MB of float32 stays in the L2 cache
 
 
-class IntWeight(QTensor):
-    """Integer codes with a scale for each `group_size` consecutive input features.
+class ScaledWeight(QTensor):
+    """Codes with a scale for each `group_size` consecutive input features.
 
     codes       (..., N, bytes of K codes)           scale   (..., N or 1, G)
     group_size  input features that share a scale; at least K when a row has one scale
-    activation  None (weight-only), or how activations are quantized on every call:
-                "int8_symmetric", "int8_asymmetric"
+    activation  None (weight-only), or how activations are quantized on every call: one of the
+                class's `activations`
     trailing    trailing dimensions of size 1 (convolutions)
+
+    A class whose activations may be "<dtype>_static" has the optional field `x_scale`, of one
+    element: the scale of all activations.
     """
 
     codes: Tensor
@@ -42,11 +44,17 @@ class IntWeight(QTensor):
     activation: str | None
     trailing: int
 
-    code_dim: ClassVar[tuple[int, int]]  # how codes follow K
+    activations: ClassVar[tuple[str | None, ...]]
 
     def code_rule(self) -> tuple[int, int]:
         """(logical, stored): how the codes follow the input features."""
         raise NotImplementedError
+
+    def scale_rule(self) -> tuple[Dim, ...]:
+        """How scales follow the dimensions before the input features."""
+        shared = zip(self.scale.shape, self.codes.shape, strict=True)
+        rows: list[Dim] = [None if ours < codes else 1 for ours, codes in shared]
+        return tuple(rows[: self.codes.dim() - 1 - self.trailing])
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., K) -> (..., N) with the kernel of this format; self is a plain (N, K) weight."""
@@ -57,26 +65,31 @@ class IntWeight(QTensor):
         raise NotImplementedError
 
     def check(self) -> None:
-        if not isinstance(self.group_size, int) or self.group_size < 1:
-            raise ValueError(f"group_size is {self.group_size!r}, not a positive integer")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {self.activation!r}, not one of {ACTIVATIONS}")
+        self.check_groups()
+        if self.activation not in self.activations:
+            raise ValueError(f"activation is {self.activation!r}, not one of {self.activations}")
+        if str(self.activation).endswith("_static") != ("x_scale" in self.tensors()):
+            raise ValueError(f"x_scale goes with static activations, got {self.activation!r}")
         if self.trailing not in range(self.codes.dim() - 1):
             raise ValueError(f"{self.trailing!r} trailing dimensions do not fit the codes")
         super().check()
 
+    def check_groups(self) -> None:
+        """ValueError unless blocks have positive sizes."""
+        if not isinstance(self.group_size, int) or self.group_size < 1:
+            raise ValueError(f"group_size is {self.group_size!r}, not a positive integer")
+
     def field_layout(self) -> dict[str, tuple[Dim, ...]]:
         ones: tuple[Dim, ...] = (1,) * self.trailing
         lead = (1,) * (self.codes.dim() - 1 - self.trailing)
-        shared = tuple(
-            None if self.scale.shape[d] < self.codes.shape[d] else 1 for d in range(len(lead))
-        )
-        dims: dict[str, tuple[Dim, ...]] = {"codes": (*lead, self.code_rule(), *ones)}
-        return dims | {
-            name: (*shared, self.group_size, *ones) for name in self.tensors() if name != "codes"
-        }
+        scale = (*self.scale_rule(), self.group_size, *ones)
+        dims: dict[str, tuple[Dim, ...]] = dict.fromkeys(self.tensors(), scale)
+        dims["codes"] = (*lead, self.code_rule(), *ones)
+        if "x_scale" in dims:
+            dims["x_scale"] = (None,) * self.codes.dim()
+        return dims
 
-    def flat(self) -> "IntWeight":
+    def flat(self) -> "ScaledWeight":
         """The same weight without the trailing dimensions of a convolution."""
         if not self.trailing:
             return self
@@ -131,6 +144,12 @@ def check_granularity(
         raise ConfigError(f"{config}: granularity is one of {names}; got {granularity!r}")
     if isinstance(granularity, PerGroup) and granularity.group_size % 8:
         raise ConfigError(f"{config}: group_size is a multiple of 8, got {granularity.group_size}")
+    if isinstance(granularity, PerBlock) and (
+        len(granularity.block_size) != 2 or granularity.block_size[1] % 8
+    ):
+        raise ConfigError(
+            f"{config}: block_size is (rows, a multiple of 8), got {granularity.block_size}"
+        )
 
 
 def group_size_of(granularity: Granularity, length: int) -> int:
@@ -138,8 +157,20 @@ def group_size_of(granularity: Granularity, length: int) -> int:
     return granularity.group_size if isinstance(granularity, PerGroup) else length
 
 
+def static_scale(w: Tensor, activation_range: float, high: float) -> Tensor:
+    """The scale that maps activations up to `activation_range` to codes up to `high`; as many
+    dimensions as w, one element."""
+    smallest = torch.finfo(torch.float32).tiny
+    return torch.full(
+        (1,) * w.dim(),
+        max(activation_range / high, smallest),
+        dtype=torch.float32,
+        device=w.device,
+    )
+
+
 def refuse(module: nn.Module, name: str, w: Tensor, config: AOBaseConfig) -> str | None:
-    """Why a parameter cannot become an integer weight, or None."""
+    """Why a parameter cannot become a weight of codes and scales, or None."""
     if w.dtype not in WEIGHT_DTYPES:
         return (
             f"has dtype {w.dtype}; float32, bfloat16, float16 and float64 weights can be quantized"
@@ -166,16 +197,16 @@ aten = torch.ops.aten
 
 
 def _needs(w: Any, what: str) -> None:
-    if not isinstance(w, IntWeight):
+    if not isinstance(w, ScaledWeight):
         raise UnsupportedOpError(
             f"{what} with a quantized tensor on the other side is not defined; "
             "call .dequantize() on it first"
         )
 
 
-@IntWeight.implements(F.linear)
+@ScaledWeight.implements(F.linear)
 def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
-    if isinstance(weight, IntWeight) and not weight.transposed:
+    if isinstance(weight, ScaledWeight) and not weight.transposed:
         return weight.linear(input, bias)
     return _untransposed_linear(input, weight, bias)
 
@@ -189,7 +220,7 @@ def _untransposed_linear(x: Any, w: Any, bias: Any) -> Tensor:
     return y if bias is None else y + bias
 
 
-@IntWeight.implements(aten.mm.default)
+@ScaledWeight.implements(aten.mm.default)
 def _mm(a: Any, b: Any) -> Tensor:
     _needs(b, "a product")
     if b.transposed:
@@ -199,18 +230,18 @@ def _mm(a: Any, b: Any) -> Tensor:
     return a @ b.dequantize()
 
 
-@IntWeight.implements(aten.addmm.default)
+@ScaledWeight.implements(aten.addmm.default)
 def _addmm(bias: Tensor, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
     y = _mm(a, b)
     return (y if alpha == 1 else y * alpha) + (bias if beta == 1 else bias * beta)
 
 
-@IntWeight.implements(aten.linear.default)
+@ScaledWeight.implements(aten.linear.default)
 def _aten_linear(x: Tensor, w: Any, bias: Tensor | None = None) -> Tensor:
     return _linear(x, w, bias)
 
 
-@IntWeight.implements(aten.bmm.default)
+@ScaledWeight.implements(aten.bmm.default)
 def _bmm(a: Any, b: Any) -> Tensor:
     """(E, M, K) x (E, K, N): one product an expert. Either may be the weight."""
     if not isinstance(b, QTensor):
@@ -221,7 +252,7 @@ def _bmm(a: Any, b: Any) -> Tensor:
     return torch.stack([_mm(a[e], b[e]) for e in range(b.shape[0])])
 
 
-@IntWeight.implements(aten._grouped_mm.default)
+@ScaledWeight.implements(aten._grouped_mm.default)
 def _grouped_mm(
     a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> Tensor:
@@ -236,7 +267,7 @@ def _grouped_mm(
     return y if out_dtype is None else y.to(out_dtype)
 
 
-@IntWeight.implements(F.embedding)
+@ScaledWeight.implements(F.embedding)
 def _embedding(
     input: Tensor,
     weight: Any,
@@ -254,7 +285,7 @@ def _embedding(
     return weight.rows(input)
 
 
-@IntWeight.implements(aten.embedding.default)
+@ScaledWeight.implements(aten.embedding.default)
 def _aten_embedding(weight: Any, indices: Tensor, *_: Any) -> Tensor:
     return weight.rows(indices)
 
@@ -292,4 +323,4 @@ def _conv(spatial: int) -> Callable[..., Tensor]:
 
 
 for _spatial, _function in enumerate((F.conv1d, F.conv2d, F.conv3d), start=1):
-    IntWeight.implements(_function)(_conv(_spatial))
+    ScaledWeight.implements(_function)(_conv(_spatial))

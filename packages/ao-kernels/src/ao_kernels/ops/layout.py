@@ -7,6 +7,9 @@ N output features, K input features, G = ceil(K / group_size) groups, b bits.
     intx   w = (code - zero) * scale    codes (N, ceil(K/8)*b) uint8
                                         scale (N or 1, G)
                                         zero like scale, or None meaning 2**(b-1)
+    float8 w = code * scale             codes (N, K) e4m3 or e5m2
+                                        scale (ceil(N / block_n), ceil(K / block_k)) float32:
+                                        block_n x block_k codes share one
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from ao_core.packing import packed_bytes, unpack
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SCALE_DTYPES = (torch.bfloat16, torch.float32)
+FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
@@ -81,6 +85,58 @@ def check_int8(op: str, codes: Tensor, scale: Tensor, group_size: int, length: i
     _check_scale(op, codes.shape[0], scale, group_size, length)
 
 
+def check_float8(
+    op: str, codes: Tensor, scale: Tensor, block_n: int, block_k: int, length: int
+) -> None:
+    """float8 codes of ``length`` input features with the scales of their blocks."""
+    if codes.dtype not in FLOAT8_DTYPES:
+        allowed = " or ".join(map(str, FLOAT8_DTYPES))
+        raise TypeError(f"{op}: codes have dtype {codes.dtype}; they must be {allowed}")
+    if codes.dim() != 2:
+        raise ValueError(
+            f"{op}: codes have shape {tuple(codes.shape)}; a weight has two dimensions"
+        )
+    n_rows = codes.shape[0]
+    if codes.shape[1] != length:
+        raise ValueError(
+            f"{op}: codes have {codes.shape[1]} columns; x has {length} input features"
+        )
+    if scale.dtype != torch.float32:
+        raise TypeError(f"{op}: scale has dtype {scale.dtype}; it must be torch.float32")
+    if block_n < 1 or block_k < 1 or (block_k < length and block_k % 8):
+        raise ValueError(
+            f"{op}: blocks are {block_n} x {block_k}; block_n is positive, block_k a multiple of 8 "
+            f"or at least {length} for whole rows"
+        )
+    blocks = (-(-n_rows // block_n), -(-length // block_k))
+    if scale.dim() != 2 or any(
+        found != wanted and (found != 1 or wanted > 1)  # of no rows, a whole tensor has one scale
+        for found, wanted in zip(scale.shape, blocks, strict=True)
+    ):
+        raise ValueError(
+            f"{op}: scale has shape {tuple(scale.shape)}; {n_rows} rows of {length} input features "
+            f"in blocks of {block_n} x {block_k} take {blocks}"
+        )
+
+
+def check_static_scale(op: str, x_scale: Tensor) -> None:
+    """x_scale must be (1, 1) float32: one scale for all activations."""
+    if x_scale.dtype != torch.float32:
+        raise TypeError(f"{op}: x_scale has dtype {x_scale.dtype}; it must be torch.float32")
+    if x_scale.shape != (1, 1):
+        raise ValueError(f"{op}: x_scale has shape {tuple(x_scale.shape)}; it must be (1, 1)")
+
+
+def check_devices(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """Everything must be where x is."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(
+                f"{op}: the first argument is on device {x.device} and {name} on {tensor.device}; "
+                "move them to one device"
+            )
+
+
 def check_indices(op: str, indices: Tensor, dtype: torch.dtype) -> None:
     """Indices of embedding rows, and the dtype of the rows."""
     if indices.dtype not in INDEX_DTYPES:
@@ -122,6 +178,19 @@ def dequantize_intx(
 def dequantize_int8(codes: Tensor, scale: Tensor, *, group_size: int, dtype: torch.dtype) -> Tensor:
     """w_NK = code * scale in ``dtype``."""
     return codes.to(dtype) * expand_groups(scale.to(dtype), group_size, codes.shape[1])
+
+
+def dequantize_float8(
+    codes: Tensor, scale: Tensor, block_n: int, block_k: int, dtype: torch.dtype
+) -> Tensor:
+    """w_NK = code * scale in ``dtype``."""
+    return codes.to(dtype) * expand_blocks(scale.to(dtype), block_n, block_k, codes.shape)
+
+
+def expand_blocks(scale: Tensor, block_n: int, block_k: int, shape: tuple[int, ...]) -> Tensor:
+    """One scale a block -> (N, K), or 1 instead of N or K where one block spans all."""
+    scale = expand_groups(scale, block_k, shape[1])
+    return expand_groups(scale.T, block_n, shape[0]).T if block_n > 1 else scale
 
 
 def expand_groups(scale: Tensor, group_size: int, length: int) -> Tensor:
