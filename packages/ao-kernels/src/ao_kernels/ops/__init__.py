@@ -8,6 +8,9 @@ from ao_kernels.ops.int8_embedding import int8_embedding
 from ao_kernels.ops.int8_linear import int8_linear
 from ao_kernels.ops.intx_embedding import intx_embedding
 from ao_kernels.ops.intx_linear import intx_linear
+from ao_kernels.ops.quantize_block import quantize_block
+from ao_kernels.ops.quantize_rowwise import quantize_rowwise
+from ao_kernels.ops.quantize_tensorwise import quantize_tensorwise
 
 __all__ = [
     "int4_linear",
@@ -18,4 +21,7 @@ __all__ = [
     "int8_linear",
     "intx_embedding",
     "intx_linear",
+    "quantize_block",
+    "quantize_rowwise",
+    "quantize_tensorwise",
 ]
