@@ -85,6 +85,7 @@ def _signature(
     given = dict(zip(kernel.arg_names, args, strict=False))
     given.update({name: value for name, value in kwargs.items() if name not in _OPTIONS})
     options = {name: value for name, value in kwargs.items() if name in _OPTIONS}
+    assert list(given) == kernel.arg_names, "a launch gives arguments in another order"
     types, constants, aligned = {}, {}, []
     for parameter in kernel.params:
         value = given[parameter.name]

@@ -47,7 +47,7 @@ def quantize_block(
     Gradients: none.
     """
     block = (1,) * (x.dim() - 2) + (block_rows, block_cols)
-    codes, scale = quantize_blocks(x, block=block, dtype=dtype)
+    codes, scale = quantize_blocks(x.detach(), block=block, dtype=dtype)
     return codes.contiguous(), scale
 
 

@@ -39,9 +39,9 @@ def quantize_rowwise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     Gradients: none.
     """
-    x_MK = x.reshape(layout.count_rows(x), x.shape[-1])
+    x_MK = x.detach().reshape(layout.count_rows(x), x.shape[-1])
     codes, scale = quantize_blocks(x_MK, block=(1, x.shape[-1]), dtype=dtype)
-    return codes.view(x.shape), scale.view(*x.shape[:-1], 1)
+    return codes.contiguous().view(x.shape), scale.view(*x.shape[:-1], 1)
 
 
 @quantize_rowwise.check

@@ -42,8 +42,8 @@ def quantize_tensorwise(
     Gradients: none.
     """
     n = x.numel()
-    given = None if scale is None else scale.reshape(1)
-    codes, used = quantize_blocks(x.reshape(n), block=(n,), dtype=dtype, scale=given)
+    given = None if scale is None else scale.detach().reshape(1)
+    codes, used = quantize_blocks(x.detach().reshape(n), block=(n,), dtype=dtype, scale=given)
     return codes.view(x.shape), used.reshape(()).clone()
 
 

@@ -111,7 +111,7 @@ class Launch:
         self, pattern: Any, found: tuple[Any, ...] | None, tensors: tuple[Tensor | None, ...]
     ) -> None:
         """The ordinary launch; keeps what it compiled."""
-        if self._device >= 0 and torch.cuda.current_device() != self._device:
+        if self._device >= 0 and _current_device() != self._device:
             with torch.cuda.device(self._device):
                 self(*tensors)
             return
