@@ -159,10 +159,11 @@ def _tile(M: int, dtype: torch.dtype, group_size: int) -> tiles.Tile:
 
 
 class _Plan(NamedTuple):
-    """``parts``: shape of the parts that ``finish`` adds up, () where there is one part."""
+    """``parts``: what ``finish`` adds up to y; they are y itself where there is no ``finish``."""
 
+    y: launch.Room
     linear: launch.Launch
-    parts: tuple[int, ...]
+    parts: launch.Room
     finish: launch.Launch | None
 
 
@@ -182,6 +183,7 @@ def _key(
 
 
 def _plan(
+    shape: torch.Size,
     x_MK: Tensor,
     codes: Tensor,
     scale: Tensor,
@@ -226,10 +228,12 @@ def _plan(
         {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
         device,
     )
+    y = launch.Room.of((*shape[:-1], N), x_MK.dtype)
     if splits == 1:
-        return _Plan(linear, (), None)
-    parts = (splits, M, N)
-    return _Plan(linear, parts, partials.finish_launch(parts, device, bias=bias is not None))
+        return _Plan(y, linear, y, None)
+    parts = launch.Room.of((splits, M, N), torch.float32)
+    finish = partials.finish_launch((splits, M, N), device, bias=bias is not None)
+    return _Plan(y, linear, parts, finish)
 
 
 def _direct(
@@ -242,11 +246,7 @@ def _direct(
     bias: Tensor | None = None,
 ) -> Tensor:
     plan = _PLANS.get(_key(x, codes, scale, zero, group_size, bias))
-    if plan is None:
-        return NotImplemented
-    y = x.new_empty((*x.shape[:-1], codes.shape[0]))
-    _launch(plan, x, codes, scale, zero, bias, y)
-    return y
+    return NotImplemented if plan is None else _launch(plan, x, codes, scale, zero, bias)
 
 
 @int4_linear.kernel("triton", device=tiles.DEVICES, supports=_supports, direct=tiles.eager(_direct))
@@ -258,18 +258,17 @@ def _run(
     group_size: int,
     bias: Tensor | None,
 ) -> Tensor:
-    y = x.new_empty((*x.shape[:-1], codes.shape[0]))
-    if y.numel() == 0:
-        return y
+    shape = x.shape
+    if x.numel() == 0 or codes.numel() == 0:
+        return x.new_empty((*shape[:-1], codes.shape[0]))
     given = (x, codes, scale, zero, bias)
     ready = (tiles.rows(x), codes.contiguous(), dense(scale), dense(zero), dense(bias))
     x_MK, codes, scale, zero, bias = ready
-    key = _key(x_MK, codes, scale, zero, group_size, bias)
-    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(*ready[:4], group_size, bias))
+    key = (shape, _key(x_MK, codes, scale, zero, group_size, bias))
+    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(shape, *ready[:4], group_size, bias))
     if launch.same_places(given, ready):
         _PLANS.keep(_key(*given[:4], group_size, given[4]), plan)
-    _launch(plan, x_MK, codes, scale, zero, bias, y)
-    return y
+    return _launch(plan, x_MK, codes, scale, zero, bias)
 
 
 def _launch(
@@ -279,11 +278,12 @@ def _launch(
     scale: Tensor,
     zero: Tensor | None,
     bias: Tensor | None,
-    y: Tensor,
-) -> None:
+) -> Tensor:
+    y = plan.y.like(x)
     if plan.finish is None:
         plan.linear(x, codes, scale, zero, bias, y)
-        return
-    parts = x.new_empty(plan.parts, dtype=torch.float32)
+        return y
+    parts = plan.parts.like(x)
     plan.linear(x, codes, scale, zero, bias, parts)
     plan.finish(parts, None, None, bias, y)
+    return y

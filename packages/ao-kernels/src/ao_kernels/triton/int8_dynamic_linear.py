@@ -95,14 +95,14 @@ def _tile(M: int) -> tiles.Tile:
 
 
 class _Plan(NamedTuple):
-    """``padded``: columns of the codes of x. ``parts``: shape of the parts of dtype ``sums`` that
-    ``finish`` adds up, () where there is one part."""
+    """``parts``: what ``finish`` adds up to y; they are y itself where there is no ``finish``."""
 
-    padded: int
+    y: launch.Room
+    x_codes: launch.Room
+    x_scale: launch.Room
     quantize: launch.Launch
     linear: launch.Launch
-    parts: tuple[int, ...]
-    sums: torch.dtype
+    parts: launch.Room
     finish: launch.Launch | None
 
 
@@ -113,7 +113,9 @@ def _key(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[
     return launch.facts(x), launch.facts(codes), launch.facts(scale), launch.facts(bias)
 
 
-def _plan(x_MK: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> _Plan:
+def _plan(
+    shape: torch.Size, x_MK: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None
+) -> _Plan:
     (M, K), N, device = x_MK.shape, codes.shape[0], x_MK.device
     tile = _tile(M)
     n_steps = triton.cdiv(K, tile.block_k)
@@ -137,54 +139,48 @@ def _plan(x_MK: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> _P
         device,
     )
     quantize = row_launch(x_MK, torch.int8, padded=padded)
-    sums = torch.int32 if n_steps <= most_steps else torch.float32
+    y = launch.Room.of((*shape[:-1], N), x_MK.dtype)
+    x_codes = launch.Room.of((M, padded), torch.int8)
+    x_scale = launch.Room.of((M,), torch.float32)
     if splits == 1:
-        return _Plan(padded, quantize, linear, (), sums, None)
-    parts = (splits, M, N)
+        return _Plan(y, x_codes, x_scale, quantize, linear, y, None)
+    sums = torch.int32 if n_steps <= most_steps else torch.float32
+    parts = launch.Room.of((splits, M, N), sums)
     finish = partials.finish_launch(
-        parts, device, bias=bias is not None, scaled=True, weight_stride=stride
+        (splits, M, N), device, bias=bias is not None, scaled=True, weight_stride=stride
     )
-    return _Plan(padded, quantize, linear, parts, sums, finish)
+    return _Plan(y, x_codes, x_scale, quantize, linear, parts, finish)
 
 
 def _direct(_: int, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     plan = _PLANS.get(_key(x, codes, scale, bias))
-    if plan is None:
-        return NotImplemented
-    y = x.new_empty((*x.shape[:-1], codes.shape[0]))
-    _launch(plan, x, codes, scale, bias, y)
-    return y
+    return NotImplemented if plan is None else _launch(plan, x, codes, scale, bias)
 
 
 @int8_dynamic_linear.kernel(
     "triton", device=tiles.DEVICES, supports=_supports, direct=tiles.eager(_direct)
 )
 def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    y = x.new_empty((*x.shape[:-1], codes.shape[0]))
-    if y.numel() == 0:
-        return y
+    if x.numel() == 0 or codes.numel() == 0:
+        return x.new_empty((*x.shape[:-1], codes.shape[0]))
     given, ready = (
         (x, codes, scale, bias),
         (tiles.rows(x), codes.contiguous(), dense(scale), dense(bias)),
     )
-    key = _key(*ready)
-    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(*ready))
+    key = (x.shape, _key(*ready))
+    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(x.shape, *ready))
     if launch.same_places(given, ready):
         _PLANS.keep(_key(*given), plan)
-    _launch(plan, *ready, y)
-    return y
+    return _launch(plan, *ready)
 
 
-def _launch(
-    plan: _Plan, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, y: Tensor
-) -> None:
-    M = y.numel() // codes.shape[0]
-    x_codes_MP = x.new_empty((M, plan.padded), dtype=torch.int8)
-    x_scale_M = x.new_empty((M,), dtype=torch.float32)
+def _launch(plan: _Plan, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    y, x_codes_MP, x_scale_M = plan.y.like(x), plan.x_codes.like(x), plan.x_scale.like(x)
     plan.quantize(x, x_codes_MP, x_scale_M)
     if plan.finish is None:
         plan.linear(x_codes_MP, x_scale_M, codes, scale, bias, y)
-        return
-    parts = x.new_empty(plan.parts, dtype=plan.sums)
+        return y
+    parts = plan.parts.like(x)
     plan.linear(x_codes_MP, x_scale_M, codes, scale, bias, parts)
     plan.finish(parts, x_scale_M, scale, bias, y)
+    return y

@@ -7,6 +7,8 @@ rows as blocks make quantize_rowwise.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -135,16 +137,20 @@ def _supports(x: Tensor, dtype: torch.dtype, block_rows: int, block_cols: int) -
     return tiles.dtype_refusal(x)
 
 
-_PLANS: launch.Plans[launch.Launch] = launch.Plans()
+class _Plan(NamedTuple):
+    quantize: launch.Launch
+    codes: launch.Room
+    scale: launch.Room
+
+
+_PLANS: launch.Plans[_Plan] = launch.Plans()
 
 
 def _direct(
     _: int, x: Tensor, dtype: torch.dtype, block_rows: int, block_cols: int
 ) -> tuple[Tensor, Tensor]:
     plan = _PLANS.get((launch.facts(x), dtype, block_rows, block_cols))
-    if plan is None:
-        return NotImplemented
-    return _launch(plan, x, x, dtype, block_rows, block_cols)
+    return NotImplemented if plan is None else _launch(plan, x)
 
 
 @quantize_block.kernel(
@@ -153,33 +159,29 @@ def _direct(
 def _run(x: Tensor, dtype: torch.dtype, block_rows: int, block_cols: int) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         return quantize_block.reference(x, dtype, block_rows, block_cols)
-    M, x_MK = x.shape[-2], tiles.rows(x)
-    matrices = len(x_MK) // M
-    if M % block_rows == 0:
-        matrices = 1  # blocks do not cross the ends of matrices
-    key = (launch.facts(x_MK), dtype, matrices, block_rows, block_cols)
-    plan = _PLANS.get(key)
-    if plan is None:
-        plan = block_launch(
-            x_MK, dtype, matrices=matrices, block_rows=block_rows, block_cols=block_cols
-        )
-        _PLANS.keep(key, plan)
+    x_MK, others = tiles.rows(x), (dtype, block_rows, block_cols)
+    key = (launch.facts(x_MK), x.shape, others)
+    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(x.shape, x_MK, *others))
     if launch.same_places((x,), (x_MK,)):
-        _PLANS.keep((launch.facts(x), dtype, block_rows, block_cols), plan)
-    return _launch(plan, x, x_MK, dtype, block_rows, block_cols)
+        _PLANS.keep((launch.facts(x), *others), plan)
+    return _launch(plan, x_MK)
 
 
-def _launch(
-    plan: launch.Launch,
-    x: Tensor,
-    x_MK: Tensor,
-    dtype: torch.dtype,
-    block_rows: int,
-    block_cols: int,
-) -> tuple[Tensor, Tensor]:
-    *leading, M, K = x.shape
-    groups = (-(-M // block_rows), -(-K // block_cols))
-    result = x.new_empty(x.shape, dtype=dtype)
-    scale = x.new_empty((*leading, *groups), dtype=torch.float32)
-    plan(x_MK, result, scale)
+def _plan(
+    shape: torch.Size, x_MK: Tensor, dtype: torch.dtype, block_rows: int, block_cols: int
+) -> _Plan:
+    *leading, M, K = shape
+    # Where they end with a block, matrices below each other are one matrix.
+    matrices = 1 if M % block_rows == 0 else len(x_MK) // M
+    scale = (*leading, triton.cdiv(M, block_rows), triton.cdiv(K, block_cols))
+    return _Plan(
+        block_launch(x_MK, dtype, matrices=matrices, block_rows=block_rows, block_cols=block_cols),
+        launch.Room.of(shape, dtype),
+        launch.Room.of(scale, torch.float32),
+    )
+
+
+def _launch(plan: _Plan, x: Tensor) -> tuple[Tensor, Tensor]:
+    result, scale = plan.codes.like(x), plan.scale.like(x)
+    plan.quantize(x, result, scale)
     return result, scale

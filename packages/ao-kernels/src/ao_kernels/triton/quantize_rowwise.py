@@ -6,6 +6,8 @@ blocks of one row; rows too long for that are read twice, the second time mostly
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -79,12 +81,18 @@ def _supports(x: Tensor, dtype: torch.dtype) -> str | None:
     return row_refusal(x)
 
 
-_PLANS: launch.Plans[launch.Launch] = launch.Plans()
+class _Plan(NamedTuple):
+    quantize: launch.Launch
+    codes: launch.Room
+    scale: launch.Room
+
+
+_PLANS: launch.Plans[_Plan] = launch.Plans()
 
 
 def _direct(_: int, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     plan = _PLANS.get((launch.facts(x), dtype))
-    return NotImplemented if plan is None else _launch(plan, x, x, dtype)
+    return NotImplemented if plan is None else _launch(plan, x)
 
 
 @quantize_rowwise.kernel(
@@ -94,17 +102,19 @@ def _run(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         return quantize_rowwise.reference(x, dtype)
     x_MK = tiles.rows(x)
-    key = (launch.facts(x_MK), dtype)
-    plan = _PLANS.get(key) or _PLANS.keep(key, row_launch(x_MK, dtype))
+    key = (launch.facts(x_MK), x.shape, dtype)
+    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(x.shape, x_MK, dtype))
     if launch.same_places((x,), (x_MK,)):
         _PLANS.keep((launch.facts(x), dtype), plan)
-    return _launch(plan, x, x_MK, dtype)
+    return _launch(plan, x_MK)
 
 
-def _launch(
-    plan: launch.Launch, x: Tensor, x_MK: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    result = x.new_empty(x.shape, dtype=dtype)
-    scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    plan(x_MK, result, scale)
+def _plan(shape: torch.Size, x_MK: Tensor, dtype: torch.dtype) -> _Plan:
+    scale = launch.Room.of((*shape[:-1], 1), torch.float32)
+    return _Plan(row_launch(x_MK, dtype), launch.Room.of(shape, dtype), scale)
+
+
+def _launch(plan: _Plan, x: Tensor) -> tuple[Tensor, Tensor]:
+    result, scale = plan.codes.like(x), plan.scale.like(x)
+    plan.quantize(x, result, scale)
     return result, scale

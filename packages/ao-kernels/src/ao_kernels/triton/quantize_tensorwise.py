@@ -74,24 +74,29 @@ def _quantize(
 
 
 class _Plan(NamedTuple):
-    """``whole``: one launch does it all; else ``peaks`` of ``n_peaks`` parts, unless a scale is
-    given, and ``quantize``."""
+    """``whole``: one launch does it all; else ``find`` with ``peaks``, unless a scale is given, and
+    ``quantize``."""
 
+    codes: launch.Room
     whole: launch.Launch | None
-    peaks: launch.Launch | None
-    n_peaks: int
+    find: launch.Launch | None
+    peaks: launch.Room
     quantize: launch.Launch | None
 
 
-def _plan(x_n: Tensor, dtype: torch.dtype, given: Tensor | None) -> _Plan:
+_SCALE = launch.Room.of((), torch.float32)
+
+
+def _plan(shape: torch.Size, x_n: Tensor, dtype: torch.dtype, given: Tensor | None) -> _Plan:
     n, device = len(x_n), x_n.device
+    room = launch.Room.of(shape, dtype)
     if given is None and n <= _ONE_PROGRAM:
-        return _Plan(row_launch(x_n[None], dtype), None, 0, None)
+        return _Plan(room, row_launch(x_n[None], dtype), None, _SCALE, None)
     n_blocks = triton.cdiv(n, _BLOCK)
-    n_peaks, peaks = 0, None
+    n_peaks, find = 0, None
     if given is None:
         n_peaks = min(n_blocks, 4 * tiles.multiprocessors(device), _MOST_PEAKS)
-        peaks = launch.Launch(
+        find = launch.Launch(
             _peaks, (n_peaks,), (n,), {"BLOCK": _BLOCK}, options(_BLOCK // 2), device
         )
     constants = codes.constants(dtype, device)
@@ -103,7 +108,7 @@ def _plan(x_n: Tensor, dtype: torch.dtype, given: Tensor | None) -> _Plan:
     quantize = launch.Launch(
         _quantize, (n_blocks,), (n, n_peaks), constants, options(_BLOCK), device
     )
-    return _Plan(None, peaks, n_peaks, quantize)
+    return _Plan(room, None, find, launch.Room.of((n_peaks,), torch.int32), quantize)
 
 
 def _supports(x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> str | None:
@@ -119,7 +124,7 @@ def _direct(
     _: int, x: Tensor, dtype: torch.dtype, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     plan = _PLANS.get((launch.facts(x), dtype, launch.facts(scale)))
-    return NotImplemented if plan is None else _launch(plan, x, x, dtype, scale)
+    return NotImplemented if plan is None else _launch(plan, x, scale)
 
 
 @quantize_tensorwise.kernel(
@@ -130,25 +135,21 @@ def _run(x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> tuple[Tensor, T
         return quantize_tensorwise.reference(x, dtype, scale)
     x_n = x.resolve_neg().contiguous().view(-1)
     given = None if scale is None else scale.resolve_neg()
-    key = (launch.facts(x_n), dtype, launch.facts(given))
-    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(x_n, dtype, given))
+    key = (launch.facts(x_n), x.shape, dtype, launch.facts(given))
+    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(x.shape, x_n, dtype, given))
     if launch.same_places((x, scale), (x_n, given)):
         _PLANS.keep((launch.facts(x), dtype, launch.facts(scale)), plan)
-    return _launch(plan, x, x_n, dtype, given)
+    return _launch(plan, x_n, given)
 
 
-def _launch(
-    plan: _Plan, x: Tensor, x_n: Tensor, dtype: torch.dtype, given: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    result = x.new_empty(x.shape, dtype=dtype)
-    scale = x.new_empty((), dtype=torch.float32)
+def _launch(plan: _Plan, x: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+    result, scale, peaks = plan.codes.like(x), _SCALE.like(x), None
     if plan.whole is not None:
-        plan.whole(x_n, result, scale)
+        plan.whole(x, result, scale)
         return result, scale
-    peaks = None
-    if plan.peaks is not None:
-        peaks = x.new_empty((plan.n_peaks,), dtype=torch.int32)
-        plan.peaks(x_n, peaks)
+    if plan.find is not None:
+        peaks = plan.peaks.like(x)
+        plan.find(x, peaks)
     assert plan.quantize is not None
-    plan.quantize(x_n, result, scale, peaks, given)
+    plan.quantize(x, result, scale, peaks, given)
     return result, scale
