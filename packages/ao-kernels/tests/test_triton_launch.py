@@ -192,3 +192,89 @@ def test_facts_tell_apart_what_plans_depend_on() -> None:
     assert len({facts(t) for t in (x, *others)}) == 1 + len(others)
     assert facts(x) == facts(torch.ones(4, 8)) and facts(None) is None
     assert same_places((x, None), (x.view(2, 16), None)) and not same_places((x,), (x.clone(),))
+
+
+def _calls() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Every op with a Triton kernel, and a call of one token on a GPU."""
+    from ao_kernels.ops import (
+        int4_linear,
+        int8_dynamic_linear,
+        quantize_block,
+        quantize_rowwise,
+        quantize_tensorwise,
+    )
+
+    x = torch.randn(1, 256, device="cuda").bfloat16()
+    codes4 = torch.randint(0, 256, (512, 128), dtype=torch.uint8, device="cuda")
+    codes8 = torch.randint(-127, 128, (512, 256), dtype=torch.int8, device="cuda")
+    scale, given = torch.rand(512, 2, device="cuda"), torch.ones((), device="cuda")
+    yield int4_linear, (x, codes4, scale, scale + 7, 128, None)
+    yield int8_dynamic_linear, (x, codes8, scale[:, :1].contiguous(), given.expand(512).clone())
+    for dtype in (torch.float8_e4m3fn, torch.int8):
+        yield quantize_rowwise, (x, dtype)
+        yield quantize_tensorwise, (x, dtype, None)
+        yield quantize_tensorwise, (x, dtype, given)
+        yield quantize_block, (x, dtype, 1, 128)
+
+
+def _as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.gpu
+def test_second_calls_look_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go from the op's direct entry to the launcher: no checks, no ordinary launch."""
+    from ao_kernels import force
+    from ao_kernels.triton.launch import Launch
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("an ordinary launch")
+
+    before = force("triton")
+    try:
+        for op, args in _calls():
+            first = _as_tuple(op(*args))
+            (kernel,) = [each for each in op.kernels if each.name == "triton"]
+            with monkeypatch.context() as patch:
+                patch.setattr(Launch, "_start", fail)
+                direct = kernel.direct(1, *args)
+                assert direct is not NotImplemented, op.name
+                for found in (_as_tuple(direct), _as_tuple(op(*args))):
+                    for a, b in zip(found, first, strict=True):
+                        assert torch.equal(a.float(), b.float()), op.name
+    finally:
+        force(before)
+
+
+@pytest.mark.gpu
+def test_streams_of_their_own() -> None:
+    """A launch goes to the stream that is current when it is made."""
+    for op, (x, *others) in _calls():
+        expected = _as_tuple(op(x, *others))
+        stream = torch.cuda.Stream()
+        late = torch.empty_like(x)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(20_000_000)
+            late.copy_(x)
+            found = _as_tuple(op(late, *others))
+        stream.synchronize()
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a.float(), b.float()), op.name
+
+
+@pytest.mark.gpu
+def test_profilers_of_triton_see_launches() -> None:
+    import triton
+
+    seen: list[Any] = []
+    hook = triton.knobs.runtime.launch_enter_hook
+    for op, args in _calls():
+        op(*args)
+    hook.add(seen.append)
+    try:
+        for op, args in _calls():
+            op(*args)
+    finally:
+        hook.remove(seen.append)
+    assert len(seen) >= len(list(_calls()))
