@@ -221,32 +221,39 @@ def _as_tuple(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
+@pytest.fixture
+def only_triton() -> Iterator[None]:
+    """Of several kernels for a GPU, those of Triton are taken."""
+    from ao_kernels import force
+
+    before = force("triton")
+    yield
+    force(before)
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("only_triton")
 def test_second_calls_look_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """They go from the op's direct entry to the launcher: no checks, no ordinary launch."""
-    from ao_kernels import force
     from ao_kernels.triton.launch import Launch
 
     def fail(*_: Any) -> None:
         raise AssertionError("an ordinary launch")
 
-    before = force("triton")
-    try:
-        for op, args in _calls():
-            first = _as_tuple(op(*args))
-            (kernel,) = [each for each in op.kernels if each.name == "triton"]
-            with monkeypatch.context() as patch:
-                patch.setattr(Launch, "_start", fail)
-                direct = kernel.direct(1, *args)
-                assert direct is not NotImplemented, op.name
-                for found in (_as_tuple(direct), _as_tuple(op(*args))):
-                    for a, b in zip(found, first, strict=True):
-                        assert torch.equal(a.float(), b.float()), op.name
-    finally:
-        force(before)
+    for op, args in _calls():
+        first = _as_tuple(op(*args))
+        (kernel,) = [each for each in op.kernels if each.name == "triton"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Launch, "_start", fail)
+            direct = kernel.direct(1, *args)
+            assert direct is not NotImplemented, op.name
+            for found in (_as_tuple(direct), _as_tuple(op(*args))):
+                for a, b in zip(found, first, strict=True):
+                    assert torch.equal(a.float(), b.float()), op.name
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("only_triton")
 def test_streams_of_their_own() -> None:
     """A launch goes to the stream that is current when it is made."""
     for op, (x, *others) in _calls():
@@ -264,6 +271,7 @@ def test_streams_of_their_own() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("only_triton")
 def test_profilers_of_triton_see_launches() -> None:
     import triton
 
