@@ -24,7 +24,7 @@ _TYPES = {
     torch.uint8: "u8",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-_MODULES = ("partials", "tokens")  # those that launch kernels of several ops
+_SHARED = ("partials", "quantize_block", "quantize_rowwise")  # launch kernels of several ops
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,18 @@ def compiled_launches(
     """The launches of ``calls`` of ao_kernels.triton.<op>, each compiled for sm_<architecture>."""
     import triton
 
+    from ao_kernels.triton import codes, launch
+
     noted: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-    modules = [importlib.import_module(f"ao_kernels.triton.{name}") for name in (op, *_MODULES)]
+    modules = [importlib.import_module(f"ao_kernels.triton.{name}") for name in (op, *_SHARED)]
     with monkeypatch.context() as patch:
         for module in modules:
             for name, value in list(vars(module).items()):
                 if isinstance(value, triton.runtime.JITFunction):
                     patch.setattr(module, name, _Recorder(value, noted))
+                elif isinstance(value, launch.Plans):
+                    patch.setattr(module, name, launch.Plans())
+        patch.setattr(codes, "converts_float8", lambda _: architecture >= 89)
         for call in calls:
             modules[0]._run(*call)
     assert len(noted) >= len(calls)
@@ -80,6 +85,7 @@ def _signature(
     given = dict(zip(kernel.arg_names, args, strict=False))
     given.update({name: value for name, value in kwargs.items() if name not in _OPTIONS})
     options = {name: value for name, value in kwargs.items() if name in _OPTIONS}
+    assert list(given) == kernel.arg_names, "a launch gives arguments in another order"
     types, constants, aligned = {}, {}, []
     for parameter in kernel.params:
         value = given[parameter.name]

@@ -7,7 +7,8 @@ G = ceil(K / group_size).
     int8   codes in [-127, 127], int8           w ~ code * scale
     intx   codes in [0, 2**b - 1], uint8        w ~ (code - zero) * scale; zero is 2**(b-1) if None
 
-Float8: blocks of any shape share a scale; w ~ code * scale.
+Float8: blocks of any shape share a scale; w ~ code * scale. `quantize_blocks` does the same to
+activations, to float8 or int8.
 
 `scale` always means: multiply by it to get the real value back. Defined everywhere: a group of
 zeros gets a finite scale and codes that mean 0; scales never fall below the smallest normal float32
@@ -32,6 +33,7 @@ __all__ = [
     "dequantize_intx",
     "groups",
     "optimize_intx_qparams",
+    "quantize_blocks",
     "quantize_float8",
     "quantize_float8_tokens",
     "quantize_int8",
@@ -282,14 +284,11 @@ def quantize_tokens(
     """
     x = x_MK.float()
     if mapping == "symmetric":
-        if scale is None:
-            amax = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(len(x), 1)
-            scale = _token_scale(_divided(amax, 127))
-        else:
+        if scale is not None:
             finite = x.isfinite().all(-1, keepdim=True)
             scale = torch.where(finite, scale.float().reshape(1, 1), torch.nan)
-        codes = torch.nan_to_num((x * (1 / scale)).round(), nan=0.0).clamp(-127, 127)
-        return codes.to(torch.int8), scale, None
+        codes, scale = quantize_blocks(x, block=(1, x.shape[1]), dtype=torch.int8, scale=scale)
+        return codes, scale, None
     if mapping != "asymmetric":
         raise ValueError(f"mapping is one of {', '.join(MAPPINGS)}; got {mapping!r}")
     if scale is not None:
@@ -298,7 +297,7 @@ def quantize_tokens(
         return x.to(torch.int8), x.new_full((len(x), 1), TINY), x.new_full((len(x), 1), -128.0)
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     span = high - low
-    scale = _token_scale(
+    scale = _floor(
         torch.where(span.isinf(), _divided(high, 255) - _divided(low, 255), _divided(span, 255))
     )
     inverse = 1 / scale
@@ -307,8 +306,25 @@ def quantize_tokens(
     return codes.to(torch.int8), scale, zero
 
 
-def _token_scale(scale: Tensor) -> Tensor:
-    return torch.where(scale.isfinite(), scale.clamp(min=TINY), torch.nan)
+def quantize_blocks(
+    x: Tensor, *, block: tuple[int, ...], dtype: torch.dtype, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Quantize blocks of an activation, as the quantize ops do: x (...) -> codes (...) of `dtype`
+    (int8 or a float8), scale float32 with one element a block (same rank as x); x ~ codes * scale.
+
+    block   its shape; a block as long as an empty dimension has a scale, the smallest there is
+    scale   given: codes of this scale, saturated; None: that of each block's largest magnitude
+    int8    codes in [-127, 127]; x is multiplied by the rounded reciprocal of the scale
+    float8  x is divided by the scale
+    A block that holds NaN or inf gets a NaN scale, and NaN codes, or zero codes of int8.
+    """
+    x = x.float()
+    if scale is None:
+        scale = _block_scale(x, block, dtype)
+    if dtype != torch.int8:
+        return quantize_float8(x, scale, block=block, dtype=dtype), scale
+    codes = (x * (1 / _spread(scale, block, x.shape))).round_()
+    return torch.nan_to_num_(codes, nan=0.0).clamp_(-127, 127).to(dtype), scale
 
 
 # --- float8
@@ -319,18 +335,17 @@ def choose_float8_scale(
 ) -> Tensor:
     """Scale of each block = amax / the largest float8 value; float32, one element a block (same
     rank as w)."""
-    high = torch.finfo(dtype).max
-    amax = _blocks(w.float().abs(), block).amax(tuple(range(1, 2 * w.ndim, 2)))
-    return _floor(_divided(amax, high))
+    return _block_scale(w.float(), block, dtype)
 
 
 def quantize_float8(
     w: Tensor, scale: Tensor, *, block: tuple[int, ...], dtype: torch.dtype = torch.float8_e4m3fn
 ) -> Tensor:
     """(...), scale of its blocks -> codes of `dtype`, saturated at the largest finite value; NaN
-    stays NaN."""
+    becomes the NaN without a sign."""
     high = torch.finfo(dtype).max
-    return (w.float() / _spread(scale, block, w.shape)).clamp(-high, high).to(dtype)
+    codes = w.float() / _spread(scale, block, w.shape)
+    return torch.nan_to_num_(codes, nan=torch.nan).clamp_(-high, high).to(dtype)
 
 
 def dequantize_float8(
@@ -349,34 +364,38 @@ def quantize_float8_tokens(
     x ~ codes * scale. Blocks: (M, K) one scale, (1, K) one a token, (1, n) one for n input
     features of a token. A given `scale`, of the shape that the block has, is taken as it is.
 
-    NaN and inf become NaN codes, and a block that holds one gets a NaN scale unless the scale was
-    given. All arithmetic is float32; x is multiplied by the rounded reciprocal of the scale, which
-    is what makes codes equal on every device.
+    :func:`quantize_blocks`, except that inf becomes NaN where the scale is given, too.
     """
-    x, dtype = x_MK.float(), torch.float8_e4m3fn
-    if scale is None:
-        scale = choose_float8_scale(x, block=block, dtype=dtype)
-    inv_scale = 1 / scale
-    if scale.numel() != 1:
-        inv_scale = _spread(inv_scale, block, x.shape)
-    high = torch.finfo(dtype).max
-    codes = (x * inv_scale).clamp(-high, high)
-    return torch.where(x.isfinite(), codes, torch.nan).to(dtype), scale
+    x = x_MK.float()
+    if scale is not None:
+        x = torch.where(x.isfinite(), x, torch.nan)
+    return quantize_blocks(x, block=block, dtype=torch.float8_e4m3fn, scale=scale)
+
+
+def _block_scale(x: Tensor, block: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """max(amax / the largest code, TINY) of each block of float32 elements; NaN where x is not
+    finite."""
+    high = 127 if dtype == torch.int8 else torch.finfo(dtype).max
+    blocks = _blocks(x.abs(), block)
+    amax = blocks.amax(tuple(range(1, 2 * x.ndim, 2))) if x.ndim else blocks
+    return _floor(_divided(amax, high))
 
 
 def _blocks(w: Tensor, block: tuple[int, ...]) -> Tensor:
-    """(A, B, ...) -> (A/a, a, B/b, b, ...), zero-padded at the ends."""
+    """(A, B, ...) -> (A/a, a, B/b, b, ...), zero-padded at the ends; a block of 0 holds one
+    zero."""
     if len(block) != w.ndim:
         raise ValueError(f"block {block} and tensor of shape {tuple(w.shape)} differ in rank")
-    pad = [extra for n, b in zip(w.shape[::-1], block[::-1], strict=True) for extra in (0, -n % b)]
+    sizes = list(zip(w.shape, block, strict=True))
+    pad = [extra for n, b in reversed(sizes) for extra in (0, -n % b if b else 1)]
     padded = torch.nn.functional.pad(w, pad)
     return padded.reshape(
-        [k for n, b in zip(padded.shape, block, strict=True) for k in (n // b, b)]
+        [k for n, b in zip(padded.shape, block, strict=True) for k in (n // (b or 1), b or 1)]
     )
 
 
 def _spread(scale: Tensor, block: tuple[int, ...], shape: torch.Size) -> Tensor:
-    expected = [groups(n, b) for n, b in zip(shape, block, strict=True)]
+    expected = [groups(n, b) if b else 1 for n, b in zip(shape, block, strict=True)]
     if len(scale.shape) != len(expected) or any(
         found != wanted and (found != 1 or wanted)  # one scale may be there for no elements
         for found, wanted in zip(scale.shape, expected, strict=True)

@@ -99,6 +99,8 @@ class Op:
         self.overload = getattr(torch.ops.ao, self.name).default
         for key in ("CPU", "CUDA"):
             _LIBRARY.impl(self.name, self._run_custom, key)
+        if not tensors:  # results have no gradient, whatever the arguments require
+            _LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
         OPS[self.name] = self
 
     def __repr__(self) -> str:
@@ -217,7 +219,7 @@ class Op:
 
     def _wants_grad(self, x: Tensor, args: tuple[Any, ...]) -> bool:
         if x.requires_grad:
-            return True
+            return bool(self._differentiable)
         n_given = len(args)
         for position in self._differentiable:
             if 0 < position <= n_given:

@@ -14,6 +14,9 @@ from ao_kernels.ops.int8_linear import int8_linear
 from ao_kernels.ops.int8_static_linear import int8_static_linear
 from ao_kernels.ops.intx_embedding import intx_embedding
 from ao_kernels.ops.intx_linear import intx_linear
+from ao_kernels.ops.quantize_block import quantize_block
+from ao_kernels.ops.quantize_rowwise import quantize_rowwise
+from ao_kernels.ops.quantize_tensorwise import quantize_tensorwise
 
 __all__ = [
     "float8_dynamic_linear",
@@ -30,4 +33,7 @@ __all__ = [
     "int8_static_linear",
     "intx_embedding",
     "intx_linear",
+    "quantize_block",
+    "quantize_rowwise",
+    "quantize_tensorwise",
 ]

@@ -14,6 +14,8 @@ N output features, K input features, G = ceil(K / group_size) groups, b bits.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
@@ -24,6 +26,7 @@ ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64
 SCALE_DTYPES = (torch.bfloat16, torch.float32)
 FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 INDEX_DTYPES = (torch.int32, torch.int64)
+CODE_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 
 
 def check_activation(op: str, x: Tensor) -> None:
@@ -33,6 +36,18 @@ def check_activation(op: str, x: Tensor) -> None:
         raise TypeError(f"{op}: x has dtype {x.dtype}; allowed are {allowed}")
     if x.dim() == 0:
         raise ValueError(f"{op}: x has no dimension; its last one must be the input features K")
+
+
+def count_rows(x: Tensor) -> int:
+    """Rows of (..., K), which -1 in a reshape cannot tell where K is 0."""
+    return math.prod(x.shape[:-1])
+
+
+def check_code_dtype(op: str, dtype: torch.dtype) -> None:
+    """The dtype that an activation is quantized to."""
+    if dtype not in CODE_DTYPES:
+        allowed = ", ".join(str(each) for each in CODE_DTYPES)
+        raise TypeError(f"{op}: dtype is {dtype}; allowed are {allowed}")
 
 
 def check_bias(op: str, bias: Tensor | None, n_features: int) -> None:

@@ -6,6 +6,9 @@
 KERNELS = (
     "int4_linear",
     "int8_dynamic_linear",
+    "quantize_block",
+    "quantize_rowwise",
+    "quantize_tensorwise",
 )
 
 try:

@@ -13,6 +13,8 @@ add up to them exactly.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from ao_kernels.cpu.weight import dense
 from ao_kernels.ops.int4_linear import int4_linear
-from ao_kernels.triton import partials, tiles
+from ao_kernels.triton import launch, partials, tiles
 
 
 @triton.jit
@@ -156,37 +158,50 @@ def _tile(M: int, dtype: torch.dtype, group_size: int) -> tiles.Tile:
     return tiles.Tile(64, 128, block_k, 8, 3, 1)
 
 
-@int4_linear.kernel("triton", device=tiles.DEVICES, supports=_supports)
-def _run(
+class _Plan(NamedTuple):
+    """``parts``: what ``finish`` adds up to y; they are y itself where there is no ``finish``."""
+
+    y: launch.Room
+    linear: launch.Launch
+    parts: launch.Room
+    finish: launch.Launch | None
+
+
+_PLANS: launch.Plans[_Plan] = launch.Plans()
+
+
+def _key(
     x: Tensor,
     codes: Tensor,
     scale: Tensor,
     zero: Tensor | None,
     group_size: int,
     bias: Tensor | None,
-) -> Tensor:
-    x_MK, codes = tiles.rows(x), codes.contiguous()
-    scale = scale.resolve_neg().contiguous()
-    (M, K), N = x_MK.shape, codes.shape[0]
-    y = x.new_empty((*x.shape[:-1], N))
-    if y.numel() == 0:
-        return y
+) -> tuple[Any, ...]:
+    facts = launch.facts
+    return facts(x), facts(codes), facts(scale), facts(zero), group_size, facts(bias)
+
+
+def _plan(
+    shape: torch.Size,
+    x_MK: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None,
+) -> _Plan:
+    (M, K), N, device = x_MK.shape, codes.shape[0], x_MK.device
     group_size = min(group_size, K)
-    tile = _tile(M, x.dtype, group_size)
+    tile = _tile(M, x_MK.dtype, group_size)
     chunks_per_group = triton.cdiv(group_size, tile.block_k)
     whole, rest = divmod(K, group_size)
     n_chunks = whole * chunks_per_group + triton.cdiv(rest, tile.block_k)
-    splits, steps = tile.split(M, N, n_chunks, x.device)
-    y_MN = y.view(M, N)
-    into = y_MN if splits == 1 else partials.new_parts(splits, y_MN, torch.float32)
-    with tiles.on(x.device):
-        _int4_linear[tile.grid(M, N, splits)](
-            x_MK,
-            codes,
-            scale,
-            dense(zero),
-            dense(bias),
-            into,
+    splits, steps = tile.split(M, N, n_chunks, device)
+    linear = launch.Launch(
+        _int4_linear,
+        tile.grid(M, N, splits),
+        (
             M,
             N,
             K,
@@ -197,20 +212,78 @@ def _run(
             x_MK.stride(0),
             codes.stride(0),
             tiles.row_stride(scale),
-            HAS_ZERO=zero is not None,
-            HAS_BIAS=bias is not None,
-            SPLIT=splits > 1,
-            EVEN=K % tile.block_k == 0 and group_size % tile.block_k == 0,
-            WIDEN=x.dtype == torch.float32 or tiles.INTERPRETED,
-            PLANES=3 if x.dtype == torch.float32 else 1,
-            OPERAND=tiles.operand(x.dtype),
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            enable_fp_fusion=True,
-        )
-        if splits > 1:
-            partials.finish(into, y_MN, bias=dense(bias))
+        ),
+        {
+            "HAS_ZERO": zero is not None,
+            "HAS_BIAS": bias is not None,
+            "SPLIT": splits > 1,
+            "EVEN": K % tile.block_k == 0 and group_size % tile.block_k == 0,
+            "WIDEN": x_MK.dtype == torch.float32 or tiles.INTERPRETED,
+            "PLANES": 3 if x_MK.dtype == torch.float32 else 1,
+            "OPERAND": tiles.operand(x_MK.dtype),
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_K": tile.block_k,
+        },
+        {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
+        device,
+    )
+    y = launch.Room.of((*shape[:-1], N), x_MK.dtype)
+    if splits == 1:
+        return _Plan(y, linear, y, None)
+    parts = launch.Room.of((splits, M, N), torch.float32)
+    finish = partials.finish_launch((splits, M, N), device, bias=bias is not None)
+    return _Plan(y, linear, parts, finish)
+
+
+def _direct(
+    _: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    plan = _PLANS.get(_key(x, codes, scale, zero, group_size, bias))
+    return NotImplemented if plan is None else _launch(plan, x, codes, scale, zero, bias)
+
+
+@int4_linear.kernel("triton", device=tiles.DEVICES, supports=_supports, direct=tiles.eager(_direct))
+def _run(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None,
+) -> Tensor:
+    shape = x.shape
+    if x.numel() == 0 or codes.numel() == 0:
+        return x.new_empty((*shape[:-1], codes.shape[0]))
+    given = (x, codes, scale, zero, bias)
+    ready = (tiles.rows(x), codes.contiguous(), dense(scale), dense(zero), dense(bias))
+    x_MK, codes, scale, zero, bias = ready
+    key = (shape, _key(x_MK, codes, scale, zero, group_size, bias))
+    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(shape, *ready[:4], group_size, bias))
+    if launch.same_places(given, ready):
+        _PLANS.keep(_key(*given[:4], group_size, given[4]), plan)
+    return _launch(plan, x_MK, codes, scale, zero, bias)
+
+
+def _launch(
+    plan: _Plan,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    y = plan.y.like(x)
+    if plan.finish is None:
+        plan.linear(x, codes, scale, zero, bias, y)
+        return y
+    parts = plan.parts.like(x)
+    plan.linear(x, codes, scale, zero, bias, parts)
+    plan.finish(parts, None, None, bias, y)
     return y

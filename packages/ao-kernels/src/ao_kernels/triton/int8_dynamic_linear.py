@@ -11,6 +11,8 @@ the largest there is.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from ao_kernels.cpu.weight import dense
 from ao_kernels.ops.int8_dynamic_linear import int8_dynamic_linear
-from ao_kernels.triton import partials, tiles, tokens
+from ao_kernels.triton import launch, partials, tiles
+from ao_kernels.triton.quantize_rowwise import row_launch
 
 _MOST_FEATURES = (2**31 - 1) // (127 * 128)  # an int32 sum of more could overflow
 
@@ -91,55 +94,93 @@ def _tile(M: int) -> tiles.Tile:
     return tiles.Tile(64, 128, 128, 4, 4, 1)
 
 
-@int8_dynamic_linear.kernel("triton", device=tiles.DEVICES, supports=_supports)
-def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    x_MK, codes = tiles.rows(x), codes.contiguous()
-    scale, bias = scale.resolve_neg().contiguous(), dense(bias)
-    (M, K), N = x_MK.shape, codes.shape[0]
-    y = x.new_empty((*x.shape[:-1], N))
-    if y.numel() == 0:
-        return y
+class _Plan(NamedTuple):
+    """``parts``: what ``finish`` adds up to y; they are y itself where there is no ``finish``."""
+
+    y: launch.Room
+    x_codes: launch.Room
+    x_scale: launch.Room
+    quantize: launch.Launch
+    linear: launch.Launch
+    parts: launch.Room
+    finish: launch.Launch | None
+
+
+_PLANS: launch.Plans[_Plan] = launch.Plans()
+
+
+def _key(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    return launch.facts(x), launch.facts(codes), launch.facts(scale), launch.facts(bias)
+
+
+def _plan(
+    shape: torch.Size, x_MK: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None
+) -> _Plan:
+    (M, K), N, device = x_MK.shape, codes.shape[0], x_MK.device
     tile = _tile(M)
     n_steps = triton.cdiv(K, tile.block_k)
+    padded = n_steps * tile.block_k
     most_steps = _MOST_FEATURES // tile.block_k
-    splits, steps = tile.split(M, N, n_steps, x.device, most=most_steps)
-    y_MN = y.view(M, N)
+    splits, steps = tile.split(M, N, n_steps, device, most=most_steps)
+    stride = tiles.row_stride(scale)
+    linear = launch.Launch(
+        _int8_linear,
+        tile.grid(M, N, splits),
+        (M, N, K, padded, n_steps, steps, codes.stride(0), stride),
+        {
+            "HAS_BIAS": bias is not None,
+            "SPLIT": splits > 1,
+            "EVEN": K % tile.block_k == 0,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_K": tile.block_k,
+        },
+        {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
+        device,
+    )
+    quantize = row_launch(x_MK, torch.int8, padded=padded)
+    y = launch.Room.of((*shape[:-1], N), x_MK.dtype)
+    x_codes = launch.Room.of((M, padded), torch.int8)
+    x_scale = launch.Room.of((M,), torch.float32)
+    if splits == 1:
+        return _Plan(y, x_codes, x_scale, quantize, linear, y, None)
     sums = torch.int32 if n_steps <= most_steps else torch.float32
-    into = y_MN if splits == 1 else partials.new_parts(splits, y_MN, sums)
-    with tiles.on(x.device):
-        x_codes_MP, x_scale_M = tokens.quantize_tokens(x_MK, padding=tile.block_k)
-        _int8_linear[tile.grid(M, N, splits)](
-            x_codes_MP,
-            x_scale_M,
-            codes,
-            scale,
-            bias,
-            into,
-            M,
-            N,
-            K,
-            x_codes_MP.shape[1],
-            n_steps,
-            steps,
-            codes.stride(0),
-            tiles.row_stride(scale),
-            HAS_BIAS=bias is not None,
-            SPLIT=splits > 1,
-            EVEN=K % tile.block_k == 0,
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            enable_fp_fusion=True,
-        )
-        if splits > 1:
-            partials.finish(
-                into,
-                y_MN,
-                bias=bias,
-                token_scale=x_scale_M,
-                weight_scale=scale,
-                weight_stride=tiles.row_stride(scale),
-            )
+    parts = launch.Room.of((splits, M, N), sums)
+    finish = partials.finish_launch(
+        (splits, M, N), device, bias=bias is not None, scaled=True, weight_stride=stride
+    )
+    return _Plan(y, x_codes, x_scale, quantize, linear, parts, finish)
+
+
+def _direct(_: int, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    plan = _PLANS.get(_key(x, codes, scale, bias))
+    return NotImplemented if plan is None else _launch(plan, x, codes, scale, bias)
+
+
+@int8_dynamic_linear.kernel(
+    "triton", device=tiles.DEVICES, supports=_supports, direct=tiles.eager(_direct)
+)
+def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    if x.numel() == 0 or codes.numel() == 0:
+        return x.new_empty((*x.shape[:-1], codes.shape[0]))
+    given, ready = (
+        (x, codes, scale, bias),
+        (tiles.rows(x), codes.contiguous(), dense(scale), dense(bias)),
+    )
+    key = (x.shape, _key(*ready))
+    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(x.shape, *ready))
+    if launch.same_places(given, ready):
+        _PLANS.keep(_key(*given), plan)
+    return _launch(plan, *ready)
+
+
+def _launch(plan: _Plan, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    y, x_codes_MP, x_scale_M = plan.y.like(x), plan.x_codes.like(x), plan.x_scale.like(x)
+    plan.quantize(x, x_codes_MP, x_scale_M)
+    if plan.finish is None:
+        plan.linear(x_codes_MP, x_scale_M, codes, scale, bias, y)
+        return y
+    parts = plan.parts.like(x)
+    plan.linear(x_codes_MP, x_scale_M, codes, scale, bias, parts)
+    plan.finish(parts, x_scale_M, scale, bias, y)
     return y

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+
+from ao_kernels.triton import launch
 
 _BLOCK = 256  # small: the loads of all parts are in flight together
 
@@ -61,35 +62,24 @@ def _finish(
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 
 
-def finish(
-    parts_SMN: Tensor,
-    y_MN: Tensor,
+def finish_launch(
+    parts: tuple[int, int, int],
+    device: torch.device,
     *,
-    bias: Tensor | None,
-    token_scale: Tensor | None = None,
-    weight_scale: Tensor | None = None,
+    bias: bool,
+    scaled: bool = False,
     weight_stride: int = 0,
-) -> None:
-    """y = sum of the parts * weight_scale[n] * token_scale[m], where these are given, + bias[n]."""
-    splits, M, N = parts_SMN.shape
-    _finish[(triton.cdiv(M * N, _BLOCK),)](
-        parts_SMN,
-        token_scale,
-        weight_scale,
-        bias,
-        y_MN,
-        M * N,
-        N,
-        weight_stride,
-        SPLITS=splits,
-        SCALED=token_scale is not None,
-        HAS_BIAS=bias is not None,
-        BLOCK=_BLOCK,
-        num_warps=4,
-        enable_fp_fusion=True,
+) -> launch.Launch:
+    """Launch with parts (S, M, N), token_scale (M,), weight_scale, bias and y (M, N).
+
+    y = sum of the parts * weight_scale[n] * token_scale[m], where ``scaled``, + bias[n]
+    """
+    splits, M, N = parts
+    return launch.Launch(
+        _finish,
+        (triton.cdiv(M * N, _BLOCK),),
+        (M * N, N, weight_stride),
+        {"SPLITS": splits, "SCALED": scaled, "HAS_BIAS": bias, "BLOCK": _BLOCK},
+        {"num_warps": 4, "enable_fp_fusion": True},
+        device,
     )
-
-
-def new_parts(splits: int, y_MN: Tensor, dtype: torch.dtype) -> Tensor:
-    """(S, M, N) of ``dtype``, to be filled."""
-    return y_MN.new_empty((splits, *y_MN.shape), dtype=dtype)

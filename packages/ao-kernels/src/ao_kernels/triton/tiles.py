@@ -9,9 +9,8 @@ so that bits repeat.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,22 +44,17 @@ class Tile(NamedTuple):
     ) -> tuple[int, int]:
         """Number of splits of ``n_steps`` steps over K, and steps (at most ``most``) of each."""
         n_programs, _ = self.grid(M, N, 1)
-        splits = _multiprocessors(device) * self.programs // n_programs
+        splits = multiprocessors(device) * self.programs // n_programs
         splits = max(1, min(splits, n_steps // 4, 16))
         steps = min(triton.cdiv(n_steps, splits), most or n_steps)
         return triton.cdiv(n_steps, steps), steps
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETED_MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Launches inside go to ``device``."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def rows(x: Tensor) -> Tensor:
@@ -84,10 +78,23 @@ def operand(dtype: torch.dtype) -> tl.dtype:
     return tl.float16 if dtype == torch.float16 else tl.bfloat16
 
 
-def refusal(x: Tensor, bias: Tensor | None, *weights: Tensor | None) -> str | None:
-    """Why no Triton linear takes these arguments (which passed the op's check), or None."""
+def eager(direct: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The direct entry of a kernel; none in the interpreter, where tensors are on the CPU."""
+    return None if INTERPRETED else direct
+
+
+def dtype_refusal(x: Tensor) -> str | None:
+    """Why no Triton kernel takes activations like x, or None."""
     if x.dtype not in _X_DTYPES:
         return f"x has dtype {x.dtype}; the Triton kernels take float32, bfloat16 and float16"
+    return None
+
+
+def refusal(x: Tensor, bias: Tensor | None, *weights: Tensor | None) -> str | None:
+    """Why no Triton linear takes these arguments (which passed the op's check), or None."""
+    refused = dtype_refusal(x)
+    if refused is not None:
+        return refused
     if bias is not None and bias.dtype not in _X_DTYPES:
         return f"bias has dtype {bias.dtype}; the Triton kernels take float32, bfloat16 and float16"
     if x.shape[-1] == 0:

@@ -1,0 +1,13 @@
+"""Blocks to float8 and int8 on a GPU against torch, eager and compiled, and a copy.
+
+python benchmarks/bench_quantize_block.py --tokens 1,4096 --columns 4096 --codes e4m3,int8
+"""
+
+from __future__ import annotations
+
+from quantize_sides import run
+
+from ao_kernels.ops import quantize_block
+
+if __name__ == "__main__":
+    run(quantize_block, __doc__, {"1x128": (1, 128), "128x128": (128, 128)})

@@ -1,0 +1,175 @@
+"""Values to codes: what the kernels that quantize are made of.
+
+    float8  s = max(amax|x| / max8, FLT_MIN);  code = float8(clamp(x / s, -max8, max8))
+    int8    s = max(amax|x| / 127, FLT_MIN);   code = clamp(round_half_even(x * (1/s)), -127, 127)
+
+in float32, bit for bit what ``ao_core.numerics.quantize_blocks`` gives on a CPU: divisions are IEEE
+divisions (Triton's ``/`` is not), and a product is rounded before it is used, so kernels are
+compiled without fused multiply-add but for those written as such. Codes of float8 are written as
+bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ao_kernels.triton import tiles
+
+_FLT_MIN = tl.constexpr(2.0**-126)
+_INFINITY_BITS = tl.constexpr(0x7F800000)
+# Adding it drops the fraction, half to even, of |value| < 2**22, and leaves the integer's low byte.
+_ROUNDING = tl.constexpr(1.5 * 2.0**23)
+_SMALL = tl.constexpr(2.0**-64)
+_LIFT = tl.constexpr(2.0**64)
+
+
+class Kind(NamedTuple):
+    """A dtype of codes as kernels take it: bits of its mantissa (0: int8), bias of its exponent."""
+
+    high: float
+    mantissa: int
+    bias: int
+
+
+KINDS = {
+    torch.int8: Kind(127.0, 0, 0),
+    torch.float8_e4m3fn: Kind(448.0, 3, 7),
+    torch.float8_e5m2: Kind(57344.0, 2, 15),
+}
+
+
+def constants(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """The constexprs that :func:`scale_of` and :func:`codes_of` need."""
+    kind = KINDS[dtype]
+    return {
+        "HIGH": kind.high,
+        "MANTISSA": kind.mantissa,
+        "BIAS": kind.bias,
+        "FUSED": not tiles.INTERPRETED,
+        "NATIVE": converts_float8(device),
+    }
+
+
+@functools.cache
+def converts_float8(device: torch.device) -> bool:
+    """Whether the device has instructions that round float32 to float8 (from sm_89 on)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+@triton.jit
+def widened(x):
+    """The values as float32. From bfloat16 by hand: the interpreter misreads its subnormals."""
+    if x.dtype == tl.bfloat16:
+        upper = x.to(tl.int16, bitcast=True).to(tl.int32)
+        return (upper << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def magnitude(value):
+    """Bits of |value|: they order like the magnitudes, with inf and then NaN above all others."""
+    return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def scale_of(peak, HIGH: tl.constexpr):
+    """The scale of values whose largest :func:`magnitude` is ``peak``; NaN if one is not finite."""
+    step = tl.maximum(tl.div_rn(peak.to(tl.float32, bitcast=True), HIGH), _FLT_MIN)
+    return tl.where(peak < _INFINITY_BITS, step, float("nan"))
+
+
+@triton.jit
+def codes_of(
+    value,
+    step,
+    GIVEN: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    BIAS: tl.constexpr,
+    FUSED: tl.constexpr,
+    NATIVE: tl.constexpr,
+):
+    """Codes of values by their scale, of a shape that broadcasts.
+
+    GIVEN: any scale; else that of the largest value, so that no quotient passes the largest code by
+    more than its rounding.
+    """
+    if MANTISSA == 0:
+        codes = _int8_codes(value, step, GIVEN)
+    else:
+        quotient = _quotient(value, step, FUSED and not GIVEN)
+        if NATIVE:
+            codes = _converted(quotient, MANTISSA)
+        else:
+            codes = _rounded(quotient, MANTISSA, BIAS)
+    return codes
+
+
+@triton.jit
+def _int8_codes(value, step, GIVEN: tl.constexpr):
+    product = value * tl.div_rn(1.0, step)
+    if GIVEN:
+        product = tl.where(product == product, product, 0.0)
+        product = tl.minimum(tl.maximum(product, -127.0), 127.0)
+    else:
+        product = tl.where(step == step, product, 0.0)
+    return (product + _ROUNDING).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def _quotient(value, step, FUSED: tl.constexpr):
+    """value / step, rounded once.
+
+    FUSED: for a step of at least FLT_MIN and quotients below 2**17, by two corrections of the
+    product with the rounded reciprocal (Markstein). The second starts from a neighbour of the
+    quotient or the quotient itself, which makes its remainder exact and its result the rounded
+    quotient. Smaller steps are lifted, so that no remainder underflows that could matter to a
+    code. The signs are such that -0 stays -0.
+    """
+    if FUSED:
+        lift = tl.where(step < _SMALL, _LIFT, 1.0)
+        divisor = step * lift
+        inverse = tl.div_rn(1.0, divisor)
+        value = value * lift
+        divisor, value = tl.broadcast(divisor, value)
+        inverse, value = tl.broadcast(inverse, value)
+        quotient = value * inverse
+        quotient = tl.fma(tl.fma(quotient, divisor, -value), -inverse, quotient)
+        quotient = tl.fma(tl.fma(quotient, divisor, -value), -inverse, quotient)
+    else:
+        step, value = tl.broadcast(step, value)
+        quotient = tl.div_rn(value, step)
+    return quotient
+
+
+@triton.jit
+def _converted(value, MANTISSA: tl.constexpr):
+    """float8 codes by the instruction: to nearest, halves to even, saturated, NaN without sign."""
+    if MANTISSA == 3:
+        codes = value.to(tl.float8e4nv)
+    else:
+        codes = value.to(tl.float8e5)
+    return codes.to(tl.uint8, bitcast=True)
+
+
+@triton.jit
+def _rounded(value, MANTISSA: tl.constexpr, BIAS: tl.constexpr):
+    """The same with integers, for devices without it."""
+    DROPPED: tl.constexpr = 23 - MANTISSA
+    LEAST: tl.constexpr = (128 - BIAS) << 23  # bits of the smallest normal code's value
+    HIGHEST: tl.constexpr = 0x43E00000 if MANTISSA == 3 else 0x47600000  # bits of 448 or 57344
+    UNIT: tl.constexpr = (151 - BIAS - MANTISSA) << 23  # of a float whose last bit is a subnormal's
+    size = magnitude(value)
+    sign = (value.to(tl.int32, bitcast=True) >> 24) & 0x80
+    bounded = tl.minimum(size, HIGHEST)
+    odd = (bounded >> DROPPED) & 1
+    normal = (bounded + ((1 << (DROPPED - 1)) - 1) + odd) >> DROPPED
+    normal -= (127 - BIAS) << MANTISSA
+    unit = tl.full(value.shape, UNIT, tl.int32).to(tl.float32, bitcast=True)
+    small = (bounded.to(tl.float32, bitcast=True) + unit).to(tl.int32, bitcast=True) - UNIT
+    code = tl.where(bounded < LEAST, small, normal) | sign
+    return tl.where(size > _INFINITY_BITS, 0x7F, code).to(tl.uint8)
