@@ -7,9 +7,16 @@
 # The runtime is linked statically, so that the module imports anywhere; the driver is looked for at the first call.
 
 set(AO_CUDA_OPS
+  int4_linear
+  int8_linear
+  intx_linear
 )
 set(AO_CUDA_KERNELS
   probe
+  weight_only_small_int4
+  weight_only_small_int8
+  weight_only_small_intx_even
+  weight_only_small_intx_odd
 )
 set(AO_CUDA_OLDEST 12.4)
 
@@ -59,7 +66,8 @@ list(TRANSFORM ao_cuda_sources APPEND .cpp)
 list(TRANSFORM AO_CUDA_KERNELS PREPEND csrc/cuda/ OUTPUT_VARIABLE ao_cuda_kernels)
 list(TRANSFORM ao_cuda_kernels APPEND .cu)
 
-pybind11_add_module(_cuda csrc/cuda/module.cpp csrc/cuda/device.cpp csrc/tensor.cpp
+pybind11_add_module(_cuda csrc/cuda/module.cpp csrc/cuda/device.cpp csrc/cuda/weight_only_small.cpp
+  csrc/tensor.cpp
   ${ao_cuda_sources} ${ao_cuda_kernels})
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>)

@@ -1,0 +1,531 @@
+// Weight-only linear for a few tokens: reads the weights once, at the speed of memory.
+//
+//   y[m, n] = sum_g scale[n, g] * (sum_{k in g} (code[n, k] - middle) x[m, k]
+//                                  - (zero[n, g] - middle) sum_{k in g} x[m, k]) + bias[n]
+//
+// A warp multiplies 16 rows of weights (A of the matrix instruction, dequantized in registers) by 8 or 16 tokens (B).
+// It walks over a range of K in steps of 128 codes a row. A block has `tiles` x `splits` warps: `tiles` times 16
+// rows, and its part of K cut into `splits`. Up to 8 blocks of a cluster share K once more; the parts are added in a
+// fixed order, first in shared memory, then across the cluster.
+//
+// A step has 16 units of 8 codes a row. The four lanes t that hold a row take four units each, j = 0..3:
+//   wide    unit 4t + j: 4b bytes that follow each other, in as wide loads as they allow (bytes: 8(j/2) + 2t + j%2).
+//           Every matrix instruction mixes codes of all lanes, so a step must lie in one group.
+//   narrow  unit 4j + t: the units of one j are 32 codes that follow each other, so groups of 32 suffice.
+// In shared memory the tokens stand in the order in which lanes read them: 16 bytes for unit (t, j) at 4j + t of the
+// step, the eight values as Codes::order has them. Rows of tokens are 64 bytes off a multiple of 128, so that the
+// eight lanes that read together hit 32 different banks.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <type_traits>
+
+#include "cuda/codes.cuh"
+#include "cuda/fragments.cuh"
+#include "cuda/weight_only_small.h"
+#include "types.h"
+
+namespace ao::small {
+
+constexpr int kStep = 128;       // codes of a row in a step
+constexpr int kStepUnits = kStep / 8;
+constexpr int kSumStride = 20;   // floats of a column in the buffer of sums: 16 rows, no bank conflicts
+
+struct Arguments {
+  const uint8_t* codes;
+  const uint16_t* x;
+  uint16_t* y;
+  const void* scale;
+  const void* zero;
+  const void* bias;
+  int64_t x_stride, row_bytes, scale_stride;
+  int M, N, K;
+  int steps;                // ceil(K / 128)
+  uint32_t group_inverse;   // span / (spans of a group) = umulhi(span, this); 0: one group
+  bool every_span;          // a group is one span; group_inverse has no room for that
+  bool scale_f32;
+  DType bias_dtype;
+  int tiles, splits, cluster;
+  int x_row;                // 16-byte pieces from one token to the next in shared memory
+};
+
+__device__ __forceinline__ int group_of(const Arguments& a, int span) {
+  return a.every_span ? span : __umulhi(span, a.group_inverse);
+}
+
+// The bits of a scale or zero; parameter_value makes a float of them.
+__device__ __forceinline__ uint32_t load_parameter(const void* data, int64_t index, bool f32) {
+  return f32 ? load_shared_sector(static_cast<const uint32_t*>(data) + index)
+             : load_shared_sector(static_cast<const uint16_t*>(data) + index) << 16;
+}
+
+__device__ __forceinline__ float load_float(const void* data, DType dtype, int64_t index) {
+  switch (dtype) {
+    case DType::bf16: return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
+    case DType::f16: return __half2float(static_cast<const __half*>(data)[index]);
+    default: return static_cast<const float*>(data)[index];
+  }
+}
+
+// The codes of a lane in one step of one row, as they come from memory. Of the step's codes `valid` lie in the row: what
+// is behind them is not read and gives zeros, which tokens of zeros meet.
+template <int BITS, bool WIDE>
+struct Raw;
+
+template <int BITS>
+struct Raw<BITS, true> {
+  using C = Codes<BITS>;
+  static constexpr int kWords = C::kUnitBytes;  // 4 units
+  uint32_t words[kWords];
+
+  // `row` points at the step.
+  __device__ __forceinline__ void load(const uint8_t* row, int t, int valid) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = 0;
+    if constexpr (kWords == 8) {
+      if (16 * t < valid) quad(row, t, 0);
+      if (16 * t + 64 < valid) quad(row + 64, t, 4);
+    } else if (32 * t < valid) {
+      if constexpr (kWords == 4) {
+        quad(row, t, 0);
+      } else if constexpr (kWords == 2) {
+        const uint2 v = load_once(reinterpret_cast<const uint2*>(row) + t);
+        words[0] = v.x, words[1] = v.y;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i)
+          words[i] = load_shared_sector(reinterpret_cast<const uint32_t*>(row) + kWords * t + i);
+      }
+    }
+  }
+
+  template <int J>
+  __device__ __forceinline__ void unit(int, uint32_t (&out)[C::kUnitWords]) const {
+    out[0] = bits_from<8 * J * C::kUnitBytes>(words);
+    if constexpr (C::kUnitWords == 2) out[1] = bits_from<8 * J * C::kUnitBytes + 32>(words);
+  }
+
+ private:
+  __device__ __forceinline__ void quad(const uint8_t* row, int t, int first) {
+    const uint4 v = load_once(reinterpret_cast<const uint4*>(row) + t);
+    words[first] = v.x, words[first + 1] = v.y, words[first + 2] = v.z, words[first + 3] = v.w;
+  }
+};
+
+template <int BITS>
+struct Raw<BITS, false> {
+  using C = Codes<BITS>;
+  static constexpr int B = C::kUnitBytes;
+  // A unit of b bytes need not start at a word: as many words as it touches at most.
+  static constexpr int kUnitLoads = B == 3 || B == 5 || B == 6 ? 2 : B == 7 ? 3 : B == 8 ? 2 : 1;
+  uint32_t words[4][kUnitLoads];
+
+  __device__ __forceinline__ void load(const uint8_t* row, int t, int valid) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint8_t* units = row + 4 * j * B;
+#pragma unroll
+      for (int i = 0; i < kUnitLoads; ++i) words[j][i] = 0;
+      if (32 * j >= valid) continue;
+      if constexpr (B == 1) {
+        words[j][0] = load_shared_sector(units + t);
+      } else if constexpr (B == 2) {
+        words[j][0] = load_shared_sector(reinterpret_cast<const uint16_t*>(units) + t);
+      } else if constexpr (B == 4) {
+        words[j][0] = load_shared_sector(reinterpret_cast<const uint32_t*>(units) + t);
+      } else if constexpr (B == 8) {
+        const uint2 v = load_once(reinterpret_cast<const uint2*>(units) + t);
+        words[j][0] = v.x, words[j][1] = v.y;
+      } else {
+        const uint32_t* first = reinterpret_cast<const uint32_t*>(units);
+#pragma unroll
+        for (int i = 0; i < kUnitLoads; ++i)  // the four units have B words: none behind them is read
+          words[j][i] = load_shared_sector(first + min(B * t / 4 + i, B - 1));
+      }
+    }
+  }
+
+  template <int J>
+  __device__ __forceinline__ void unit(int t, uint32_t (&out)[C::kUnitWords]) const {
+    if constexpr (B == 1 || B == 2 || B == 4 || B == 8) {
+#pragma unroll
+      for (int i = 0; i < C::kUnitWords; ++i) out[i] = words[J][i];
+    } else {
+      const int shift = B * t % 4 * 8;
+#pragma unroll
+      for (int i = 0; i < C::kUnitWords; ++i)
+        out[i] = i + 1 < kUnitLoads ? __funnelshift_r(words[J][i], words[J][i + 1], shift)
+                                    : words[J][i] >> shift;
+    }
+  }
+};
+
+// Where shared memory keeps unit u (0..15) of a step.
+template <int BITS, bool WIDE>
+__device__ __forceinline__ int place_of_unit(int u) {
+  if constexpr (!WIDE) {
+    return u;
+  } else if constexpr (Codes<BITS>::kUnitBytes == 8) {
+    return 4 * (u / 8 * 2 + u % 2) + u / 2 % 4;
+  } else {
+    return 4 * (u % 4) + u / 4;
+  }
+}
+
+// Eight values in the order of Codes::order.
+template <int BITS>
+__device__ __forceinline__ uint4 in_order(uint4 v) {
+  if constexpr (Codes<BITS>::kUnitBytes == 8)
+    return {__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.x, v.y, 0x7632),
+            __byte_perm(v.z, v.w, 0x5410), __byte_perm(v.z, v.w, 0x7632)};
+  return {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
+          __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632)};
+}
+
+template <class Half>
+__device__ __forceinline__ float sum_of_pair(uint32_t pair) {
+  if constexpr (is_bf16<Half>)
+    return __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
+  const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  return v.x + v.y;
+}
+
+// Tokens of steps [first, last) to shared memory; behind K there are zeros.
+template <int BITS, bool WIDE>
+__device__ void stage_tokens(const Arguments& a, uint4* x_shared, int first, int last) {
+  const int pieces = (last - first) * kStepUnits, valid = a.K / 8 - first * kStepUnits;
+  const uint16_t* source = a.x + first * kStep;
+  int m = 0, piece = threadIdx.x;
+  constexpr int kBatch = 4;
+  while (true) {
+    uint4 v[kBatch];
+    int place[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      while (piece >= pieces) piece -= pieces, ++m;
+      place[i] = -1;
+      v[i] = {0, 0, 0, 0};
+      if (m < a.M) {
+        place[i] = m * a.x_row + piece / kStepUnits * kStepUnits + place_of_unit<BITS, WIDE>(piece % kStepUnits);
+        if (piece < valid) v[i] = *reinterpret_cast<const uint4*>(source + m * a.x_stride + 8 * piece);
+      }
+      piece += blockDim.x;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (place[i] >= 0) x_shared[place[i]] = in_order<BITS>(v[i]);
+    if (m >= a.M) return;
+  }
+}
+
+// Sums of the tokens over each span (a step if WIDE, else 32 codes), (spans, COLUMNS) floats.
+template <class Half, bool WIDE, int COLUMNS>
+__device__ void sum_tokens(const Arguments& a, const uint4* x_shared, float* sums, int steps) {
+  const int units = steps * 4;  // of 32 codes: four pieces that follow each other in either order, or 1/4 of a step
+  const int total = (a.M * units + 31) / 32 * 32;  // whole warps, for the shuffles
+  for (int i = threadIdx.x; i < total; i += blockDim.x) {
+    const int m = i / units, unit = i % units;
+    float sum = 0;
+    if (m < a.M) {
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const uint4 v = x_shared[m * a.x_row + 4 * unit + p];
+        sum += (sum_of_pair<Half>(v.x) + sum_of_pair<Half>(v.y)) +
+               (sum_of_pair<Half>(v.z) + sum_of_pair<Half>(v.w));
+      }
+    }
+    if constexpr (WIDE) {
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      if (m < a.M && unit % 4 == 0) sums[unit / 4 * COLUMNS + m] = sum;
+    } else {
+      if (m < a.M) sums[unit * COLUMNS + m] = sum;
+    }
+  }
+}
+
+// d[nt] += the units J of rows g and g + 8, times the tokens 8nt .. 8nt + 7.
+template <int BITS, class Half, int NT, int J, class RawCodes>
+__device__ __forceinline__ void multiply_units(const RawCodes (&raw)[2], int t,
+                                               const uint4* const (&tokens)[NT], int step,
+                                               float (&d)[NT][4]) {
+  using C = Codes<BITS>;
+  uint32_t a[2][4];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    uint32_t unit[C::kUnitWords];
+    raw[r].template unit<J>(t, unit);
+    C::template unpack<Half>(unit, a[r]);
+  }
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt) {
+    const uint4 b = tokens[nt][step * kStepUnits + 4 * J];
+    multiply_add<Half>(d[nt], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
+    multiply_add<Half>(d[nt], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
+  }
+}
+
+// sum += scale * (part - (zero - middle) * the sum of the tokens); rows g (0) and g + 8 (1).
+template <int NT, bool ZERO>
+__device__ __forceinline__ void add_scaled(float (&sum)[NT][4], const float (&part)[NT][4],
+                                           const float (&scale)[2], const float (&shift)[2],
+                                           const float* token_sums) {
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt) {
+    float2 tokens = {0, 0};
+    if constexpr (ZERO) tokens = *reinterpret_cast<const float2*>(token_sums + 8 * nt);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float v = part[nt][i];
+      if constexpr (ZERO) v -= shift[i / 2] * (i % 2 ? tokens.y : tokens.x);
+      sum[nt][i] += scale[i / 2] * v;
+    }
+  }
+}
+
+// Adds up what the warps and the blocks of the cluster have, and stores it.
+template <class Half, int COLUMNS>
+__device__ void store(const Arguments& a, const float* sums, float* parts, int block, int rank) {
+  const int rows = a.tiles * 16, total = rows * a.M, n_first = block * rows;
+  auto of_block = [&](int i) {
+    const int m = i / rows, r = i % rows;
+    const float* place = sums + (r / 16 * a.splits * COLUMNS + m) * kSumStride + r % 16;
+    float v = 0;
+    for (int s = 0; s < a.splits; ++s) v += place[s * COLUMNS * kSumStride];
+    return v;
+  };
+  auto put = [&](int i, float v) {
+    const int m = i / rows, n = n_first + i % rows;
+    if (n >= a.N) return;
+    if (a.bias) v += load_float(a.bias, a.bias_dtype, n);
+    Half* const y = reinterpret_cast<Half*>(a.y) + static_cast<int64_t>(m) * a.N + n;
+    if constexpr (is_bf16<Half>) *y = __float2bfloat16_rn(v);
+    else *y = __float2half_rn(v);
+  };
+  if (a.cluster == 1) {
+    for (int i = threadIdx.x; i < total; i += blockDim.x) put(i, of_block(i));
+    return;
+  }
+  for (int i = threadIdx.x; i < total; i += blockDim.x) parts[i] = of_block(i);
+  synchronize_cluster();
+  const int begin = total * rank / a.cluster, end = total * (rank + 1) / a.cluster;
+  for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    float v = 0;
+    for (int r = 0; r < a.cluster; ++r) v += read_of_cluster(parts + i, r);
+    put(i, v);
+  }
+  synchronize_cluster();  // no block ends while others read its shared memory
+}
+
+// THREADS: the most a block may have, which leaves each 65536 / THREADS registers. DEPTH: steps that a lane has loaded
+// ahead. EARLY: the grid may start before the one in front of it has ended (programmatic dependent launch).
+template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int DEPTH, int THREADS, bool EARLY>
+__global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant__ Arguments a) {
+  using C = Codes<BITS>;
+  constexpr int kColumns = 8 * NT;
+  extern __shared__ uint4 x_shared[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int tile = warp % a.tiles, split = warp / a.tiles;
+  const int rank = a.cluster > 1 ? cluster_rank() : 0, block = blockIdx.x / a.cluster;
+  const int first = a.steps * rank / a.cluster, last = a.steps * (rank + 1) / a.cluster;
+  const int begin = first + (last - first) * split / a.splits;
+  const int end = first + (last - first) * (split + 1) / a.splits;
+
+  int row[2];  // rows behind N repeat the last one and are not stored
+  const uint8_t* codes[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    row[r] = min((block * a.tiles + tile) * 16 + g + 8 * r, a.N - 1);
+    codes[r] = a.codes + row[r] * a.row_bytes;
+  }
+  Raw<BITS, WIDE> raw[DEPTH][2];
+  uint32_t scale[DEPTH][2], zero[DEPTH][2];
+  auto fetch = [&](int d, int step) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      raw[d][r].load(codes[r] + step * (kStep / 8 * C::kUnitBytes), t, a.K - step * kStep);
+      if constexpr (WIDE) {
+        const int64_t index = row[r] * a.scale_stride + group_of(a, step);
+        scale[d][r] = load_parameter(a.scale, index, a.scale_f32);
+        if constexpr (ZERO) zero[d][r] = load_parameter(a.zero, index, a.scale_f32);
+      }
+    }
+  };
+#pragma unroll
+  for (int d = 0; d < DEPTH; ++d)
+    if (begin + d < end) fetch(d, begin + d);
+
+  if constexpr (EARLY) {
+    wait_for_earlier_grids();
+    let_later_grids_start();
+  }
+  stage_tokens<BITS, WIDE>(a, x_shared, first, last);
+  __syncthreads();
+  float* const sums = reinterpret_cast<float*>(x_shared + a.M * a.x_row);  // of the warps
+  float* const parts = sums + blockDim.x / 32 * kColumns * kSumStride;     // of the block, for the cluster
+  float* const token_sums = parts + (a.cluster > 1 ? a.tiles * 16 * kColumns : 0);
+  if constexpr (ZERO) {
+    sum_tokens<Half, WIDE, kColumns>(a, x_shared, token_sums, last - first);
+    __syncthreads();
+  }
+
+  const uint4* tokens[NT];  // columns behind M repeat the last token and are not stored
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt) tokens[nt] = x_shared + min(8 * nt + g, a.M - 1) * a.x_row + t;
+
+  float sum[NT][4] = {};
+  for (int base = begin; base < end; base += DEPTH) {
+#pragma unroll
+    for (int d = 0; d < DEPTH; ++d) {
+      const int step = base + d;
+      if (step >= end) break;
+      const Raw<BITS, WIDE> now[2] = {raw[d][0], raw[d][1]};
+      if constexpr (WIDE) {
+        const float scales[2] = {__uint_as_float(scale[d][0]), __uint_as_float(scale[d][1])};
+        float shift[2] = {0, 0};
+        if constexpr (ZERO) {
+          shift[0] = __uint_as_float(zero[d][0]) - C::kMiddle;
+          shift[1] = __uint_as_float(zero[d][1]) - C::kMiddle;
+        }
+        if (step + DEPTH < end) fetch(d, step + DEPTH);
+        float even[NT][4] = {}, odd[NT][4] = {};  // two chains of instructions that wait for each other
+        multiply_units<BITS, Half, NT, 0>(now, t, tokens, step - first, even);
+        multiply_units<BITS, Half, NT, 1>(now, t, tokens, step - first, odd);
+        multiply_units<BITS, Half, NT, 2>(now, t, tokens, step - first, even);
+        multiply_units<BITS, Half, NT, 3>(now, t, tokens, step - first, odd);
+#pragma unroll
+        for (int nt = 0; nt < NT; ++nt)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) even[nt][i] += odd[nt][i];
+        add_scaled<NT, ZERO>(sum, even, scales, shift, token_sums + (step - first) * kColumns + 2 * t);
+      } else {
+        uint32_t scale_bits[4][2], zero_bits[4][2];
+        const int spans = min(4, (a.K - step * kStep) / 32);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            if (j >= spans) continue;
+            const int64_t index = row[r] * a.scale_stride + group_of(a, 4 * step + j);
+            scale_bits[j][r] = load_parameter(a.scale, index, a.scale_f32);
+            if constexpr (ZERO) zero_bits[j][r] = load_parameter(a.zero, index, a.scale_f32);
+          }
+        if (step + DEPTH < end) fetch(d, step + DEPTH);
+        auto span = [&]<int J>(std::integral_constant<int, J>) {
+          if (J >= spans) return;
+          float part[NT][4] = {};
+          multiply_units<BITS, Half, NT, J>(now, t, tokens, step - first, part);
+          const float scales[2] = {__uint_as_float(scale_bits[J][0]), __uint_as_float(scale_bits[J][1])};
+          float shift[2] = {0, 0};
+          if constexpr (ZERO) {
+            shift[0] = __uint_as_float(zero_bits[J][0]) - C::kMiddle;
+            shift[1] = __uint_as_float(zero_bits[J][1]) - C::kMiddle;
+          }
+          add_scaled<NT, ZERO>(sum, part, scales, shift,
+                               token_sums + (4 * (step - first) + J) * kColumns + 2 * t);
+        };
+        span(std::integral_constant<int, 0>{});
+        span(std::integral_constant<int, 1>{});
+        span(std::integral_constant<int, 2>{});
+        span(std::integral_constant<int, 3>{});
+      }
+    }
+  }
+
+  // (tile, split) -> (column, row)
+  float* const mine = sums + (tile * a.splits + split) * kColumns * kSumStride;
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) mine[(8 * nt + 2 * t + i % 2) * kSumStride + g + i / 2 * 8] = sum[nt][i];
+  __syncthreads();
+  store<Half, kColumns>(a, sums, parts, block, rank);
+}
+
+// Programmatic dependent launch if EARLY; clusters if the plan has them.
+template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int DEPTH, int THREADS, bool EARLY>
+cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limit, cudaStream_t stream) {
+  const auto kernel = weight_only<BITS, Half, NT, WIDE, ZERO, DEPTH, THREADS, EARLY>;
+  if (plan.shared_bytes > 48 << 10) {
+    // Once a device; setting it twice does no harm.
+    static std::atomic<uint64_t> allowed{0};
+    int device = 0;
+    if (const cudaError_t error = cudaGetDevice(&device)) return error;
+    const uint64_t bit = uint64_t{1} << device % 64;
+    if (!(allowed.load(std::memory_order_relaxed) & bit)) {
+      if (const cudaError_t error =
+              cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit))
+        return error;
+      allowed.fetch_or(bit, std::memory_order_relaxed);
+    }
+  }
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = {};
+  const int rows = plan.tiles * 16;
+  config.gridDim = dim3((a.N + rows - 1) / rows * plan.cluster);
+  config.blockDim = dim3(plan.tiles * plan.splits * 32);
+  config.dynamicSmemBytes = plan.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (plan.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  if (EARLY) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, a);
+}
+
+inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide) {
+  const bool one_group = a.group_size >= a.K;
+  const uint32_t spans = static_cast<uint32_t>(a.group_size / (wide ? kStep : 32));
+  return {.codes = a.codes, .x = static_cast<const uint16_t*>(a.x), .y = static_cast<uint16_t*>(a.y),
+          .scale = a.scale, .zero = a.zero, .bias = a.bias, .x_stride = a.x_stride,
+          .row_bytes = a.row_bytes, .scale_stride = a.scale_stride, .M = static_cast<int>(a.M),
+          .N = static_cast<int>(a.N), .K = static_cast<int>(a.K),
+          .steps = static_cast<int>((a.K + kStep - 1) / kStep),
+          .group_inverse = one_group || spans == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / spans + 1),
+          .every_span = !one_group && spans == 1, .scale_f32 = a.scale_dtype == DType::f32,
+          .bias_dtype = a.bias_dtype, .tiles = plan.tiles, .splits = plan.splits,
+          .cluster = plan.cluster, .x_row = plan.x_row};
+}
+
+// Steps ahead: 16 wide loads a lane, or as many registers as those take.
+template <int BITS, bool WIDE>
+constexpr int kDepth = sizeof(Raw<BITS, WIDE>) <= 16 ? 4 : sizeof(Raw<BITS, WIDE>) <= 32 ? 2 : 1;
+
+template <int BITS, class Half, int NT, bool WIDE>
+cudaError_t launch_typed(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
+  const Arguments arguments = make_arguments(a, plan, WIDE);
+  constexpr int depth = kDepth<BITS, WIDE>;
+  if constexpr (BITS != 0) {
+    if (a.zero)
+      return launch_variant<BITS, Half, NT, WIDE, true, depth, 512, false>(arguments, plan,
+                                                                         device.shared_bytes, stream);
+  }
+  return launch_variant<BITS, Half, NT, WIDE, false, depth, 512, false>(arguments, plan,
+                                                                      device.shared_bytes, stream);
+}
+
+template <int BITS, class Half>
+cudaError_t launch_half(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
+  const bool wide = a.group_size >= a.K || a.group_size % kStep == 0;
+  if (a.M <= 8)
+    return wide ? launch_typed<BITS, Half, 1, true>(a, device, plan, stream)
+                : launch_typed<BITS, Half, 1, false>(a, device, plan, stream);
+  return wide ? launch_typed<BITS, Half, 2, true>(a, device, plan, stream)
+              : launch_typed<BITS, Half, 2, false>(a, device, plan, stream);
+}
+
+template <int BITS>
+cudaError_t launch(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
+  return a.x_dtype == DType::bf16 ? launch_half<BITS, __nv_bfloat16>(a, device, plan, stream)
+                                  : launch_half<BITS, __half>(a, device, plan, stream);
+}
+
+}  // namespace ao::small
