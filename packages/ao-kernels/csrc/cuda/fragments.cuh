@@ -25,22 +25,30 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_
   }
 }
 
-// Read-only memory that nobody reads twice: 16 or 8 bytes that leave no trace in L1. Volatile, so that the loads stay
-// where they are written, ahead of what waits for them.
-__device__ __forceinline__ uint4 load_once(const uint4* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
+// Copies BYTES (4, 8, 16) bytes from global to shared memory, or writes zeros if not `valid`, and does not wait: a copy
+// belongs to the next group that its thread commits. 16 bytes leave no trace in L1.
+template <int BYTES>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? BYTES : 0;
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 ::"r"(to), "l"(global), "n"(BYTES), "r"(bytes) : "memory");
+  }
 }
 
-__device__ __forceinline__ uint2 load_once(const uint2* p) {
-  uint2 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-  return v;
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until at most PENDING groups of this thread are under way.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Read-only memory whose sectors other lanes or later loads want too.
+// Read-only memory of which other lanes or later loads want the rest of the sector. Volatile, so that the load stays where
+// it is written, ahead of what waits for it.
 template <class T>
 __device__ __forceinline__ uint32_t load_shared_sector(const T* p) {
   if constexpr (sizeof(T) == 4) {

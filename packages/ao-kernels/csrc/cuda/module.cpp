@@ -17,7 +17,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("device_refusal", &ao::device_refusal, py::arg("device"),
         "Why no kernel runs on this CUDA device, or an empty string.");
   m.def("weight_only_refusal", &ao::weight_only_refusal, py::arg("M"), py::arg("N"), py::arg("K"),
-        py::arg("group_size"), py::arg("zero"), py::arg("device"),
+        py::arg("group_size"), py::arg("bits"), py::arg("zero"), py::arg("device"),
         "Why no weight-only linear of this shape runs on this CUDA device, or an empty string.");
 
   register_int4_linear(m);

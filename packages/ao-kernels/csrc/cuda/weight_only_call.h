@@ -14,11 +14,11 @@ inline LinearCall cuda_call() {
   return call;
 }
 
-inline std::string weight_only_refusal(int64_t M, int64_t N, int64_t K, int64_t group_size, bool zero,
-                                       int index) {
+inline std::string weight_only_refusal(int64_t M, int64_t N, int64_t K, int64_t group_size, int bits,
+                                       bool zero, int index) {
   const std::string of_device = device_refusal(index);
   if (!of_device.empty()) return of_device;
-  const small::Shape shape{M, N, K, group_size < K ? group_size : K, zero};
+  const small::Shape shape{M, N, K, group_size < K ? group_size : K, bits, zero};
   const char* of_shape = small::refusal(shape, *device(index));
   if (of_shape) return of_shape;
   return small::make_plan(shape, *device(index)).tiles ? "" : "the tokens do not fit into shared memory";
@@ -29,7 +29,7 @@ PyObject* run_weight_only(const char* op, LinearCall& call) {
   const LinearArgs& a = call.args;
   if (a.x_dtype == DType::f32) return not_implemented();
   const Device& at = *device(call.x.device);
-  const small::Shape shape{a.M, a.N, a.K, a.group_size, a.zero != nullptr};
+  const small::Shape shape{a.M, a.N, a.K, a.group_size, BITS ? BITS : 8, a.zero != nullptr};
   if (small::refusal(shape, at) || !small::takes_memory(a)) return not_implemented();
   const small::Plan& plan = small::remembered_plan(shape, at);
   if (!plan.tiles) return not_implemented();

@@ -6,19 +6,21 @@
 namespace ao::small {
 namespace {
 
-constexpr int kWarps = 16;  // of a multiprocessor: 128 registers a lane, 8 wide loads ahead in each
+constexpr int kWarps = 16;  // of a multiprocessor: 64 KB of codes under way
 
 // Costs in steps of one warp, 1 KB of 4-bit codes: 32 ns of one multiprocessor's share of an H200's memory bandwidth.
 constexpr double kTokenCost = 0.1;    // 256 bytes of a token from L2
+constexpr double kBlockCost = 10;     // to start a block, and to add up and store what its warps have
 constexpr double kClusterCost = 16;   // its two barriers and the reads of the other blocks' sums
 
 size_t bytes_of(const Shape& s, const Plan& plan, int slice) {
   const int columns = s.M > 8 ? 16 : 8;
-  const int spans = s.group_size >= s.K || s.group_size % 128 == 0 ? slice : 4 * slice;
-  size_t floats = size_t{20} * columns * plan.tiles * plan.splits;
+  const int warp = warp_bytes(s.unit_bytes, s.wide(), columns, slots_of(s.unit_bytes, s.wide()));
+  const int spans = s.wide() ? slice : 4 * slice;
+  size_t floats = 0;
   if (plan.cluster > 1) floats += size_t{16} * columns * plan.tiles;
   if (s.zero) floats += size_t{1} * columns * spans;
-  return 16 * static_cast<size_t>(s.M) * plan.x_row + 4 * floats;
+  return 16 * static_cast<size_t>(s.M) * plan.x_row + size_t{1} * warp * plan.tiles * plan.splits + 4 * floats;
 }
 
 }  // namespace
@@ -34,12 +36,16 @@ Plan make_plan(const Shape& s, const Device& device) {
       const int64_t each = (blocks + device.multiprocessors - 1) / device.multiprocessors;
       const int slice = (steps + cluster - 1) / cluster;
       Plan plan{.tiles = tiles, .cluster = cluster, .x_row = slice * 16 + 4};
+      const size_t limit = static_cast<size_t>(device.shared_bytes);
       // Two blocks of a multiprocessor overlap: one works while the other starts or ends.
-      plan.splits = std::clamp(kWarps / (each > 1 ? 2 : 1) / tiles, 1, slice);
-      plan.shared_bytes = bytes_of(s, plan, slice);
-      if (plan.shared_bytes > static_cast<size_t>(device.shared_bytes)) continue;
-      const double cost = static_cast<double>(each) * slice * (tiles + kTokenCost * s.M) +
-                          (cluster > 1 ? kClusterCost : 0);
+      for (int blocks_at_once = each > 1 ? 2 : 1; blocks_at_once >= 1; --blocks_at_once) {
+        plan.splits = std::clamp(kWarps / blocks_at_once / tiles, 1, slice);
+        plan.shared_bytes = bytes_of(s, plan, slice);
+        if (plan.shared_bytes * blocks_at_once <= limit) break;
+      }
+      if (plan.shared_bytes > limit) continue;
+      const double cost = static_cast<double>(each) * (slice * (tiles + kTokenCost * s.M) + kBlockCost +
+                                                       (cluster > 1 ? kClusterCost : 0));
       if (!best.tiles || cost < best_cost) best = plan, best_cost = cost;
     }
   }
@@ -51,7 +57,7 @@ const char* refusal(const Shape& s, const Device& device) {
   if (s.M > kMostTokens) return "there are more than 16 tokens";
   if (s.K % 32) return "the input features are no multiple of 32";
   if (s.group_size < s.K && s.group_size % 32) return "the group size is no multiple of 32";
-  if (s.N > INT_MAX - 256 || s.K > INT_MAX / 16) return "the weight is too large";
+  if (s.N > INT_MAX - 256 || s.K > INT_MAX / 16 || s.N * (s.K / s.group_size + 1) > UINT_MAX / 4) return "the weight is too large";
   return nullptr;
 }
 
@@ -62,7 +68,7 @@ const Plan& remembered_plan(const Shape& s, const Device& device) {
     Plan plan;
   };
   static thread_local Entry entries[64];
-  const uint64_t hash = static_cast<uint64_t>(s.M * 31 + s.N * 7 + s.K * 3 + s.group_size + s.zero) * 0x9e3779b97f4a7c15;
+  const uint64_t hash = static_cast<uint64_t>(s.M * 31 + s.N * 7 + s.K * 3 + s.group_size + 2 * s.unit_bytes + s.zero) * 0x9e3779b97f4a7c15;
   Entry& entry = entries[hash >> 58];
   if (entry.device != &device || entry.shape != s) entry = {s, &device, make_plan(s, device)};
   return entry.plan;

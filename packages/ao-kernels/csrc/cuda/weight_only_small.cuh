@@ -30,7 +30,6 @@ namespace ao::small {
 
 constexpr int kStep = 128;       // codes of a row in a step
 constexpr int kStepUnits = kStep / 8;
-constexpr int kSumStride = 20;   // floats of a column in the buffer of sums: 16 rows, no bank conflicts
 
 struct Arguments {
   const uint8_t* codes;
@@ -39,12 +38,13 @@ struct Arguments {
   const void* scale;
   const void* zero;
   const void* bias;
-  int64_t x_stride, row_bytes, scale_stride;
+  int64_t x_stride, row_bytes;
+  uint32_t scale_stride;
   int M, N, K;
   int steps;                // ceil(K / 128)
   uint32_t group_inverse;   // span / (spans of a group) = umulhi(span, this); 0: one group
   bool every_span;          // a group is one span; group_inverse has no room for that
-  bool scale_f32;
+  uint32_t scale_bytes;     // 2 or 4
   DType bias_dtype;
   int tiles, splits, cluster;
   int x_row;                // 16-byte pieces from one token to the next in shared memory
@@ -54,10 +54,15 @@ __device__ __forceinline__ int group_of(const Arguments& a, int span) {
   return a.every_span ? span : __umulhi(span, a.group_inverse);
 }
 
-// The bits of a scale or zero; parameter_value makes a float of them.
-__device__ __forceinline__ uint32_t load_parameter(const void* data, int64_t index, bool f32) {
-  return f32 ? load_shared_sector(static_cast<const uint32_t*>(data) + index)
-             : load_shared_sector(static_cast<const uint16_t*>(data) + index) << 16;
+// The bits of a scale or zero at a byte. They become a float where it is used: a shift here would wait for the load.
+__device__ __forceinline__ uint32_t load_parameter(const void* data, uint32_t byte, uint32_t bytes) {
+  const char* const p = static_cast<const char*>(data) + byte;
+  return bytes == 4 ? load_shared_sector(reinterpret_cast<const uint32_t*>(p))
+                    : load_shared_sector(reinterpret_cast<const uint16_t*>(p));
+}
+
+__device__ __forceinline__ float parameter_value(uint32_t bits, uint32_t bytes) {
+  return __uint_as_float(bytes == 4 ? bits : bits << 16);
 }
 
 __device__ __forceinline__ float load_float(const void* data, DType dtype, int64_t index) {
@@ -68,8 +73,23 @@ __device__ __forceinline__ float load_float(const void* data, DType dtype, int64
   }
 }
 
-// The codes of a lane in one step of one row, as they come from memory. Of the step's codes `valid` lie in the row: what
-// is behind them is not read and gives zeros, which tokens of zeros meet.
+template <int BYTES>
+__device__ __forceinline__ void read_piece(const uint8_t* shared, uint32_t* words) {
+  if constexpr (BYTES == 16) {
+    const uint4 v = *reinterpret_cast<const uint4*>(shared);
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+  } else if constexpr (BYTES == 8) {
+    const uint2 v = *reinterpret_cast<const uint2*>(shared);
+    words[0] = v.x, words[1] = v.y;
+  } else {
+    words[0] = *reinterpret_cast<const uint32_t*>(shared);
+  }
+}
+
+// The codes of a lane in one step of one row. They wait in shared memory, in pieces of the size they are copied in, piece
+// i of all lanes side by side; every lane reads only what it copied, so that no barrier is needed. (Registers would hold
+// as much, but the compiler has few scoreboards: a load that is waited for waits for all that were issued after it.)
+// Of the step's codes `valid` lie in the row; zeros stand for the others and meet tokens of zeros.
 template <int BITS, bool WIDE>
 struct Raw;
 
@@ -77,39 +97,29 @@ template <int BITS>
 struct Raw<BITS, true> {
   using C = Codes<BITS>;
   static constexpr int kWords = C::kUnitBytes;  // 4 units
+  static constexpr int kPieceBytes = piece_bytes(kWords, true), kPieces = 4 * kWords / kPieceBytes;
   uint32_t words[kWords];
 
-  // `row` points at the step.
-  __device__ __forceinline__ void load(const uint8_t* row, int t, int valid) {
+  __device__ __forceinline__ static void copy(uint8_t* shared, const uint8_t* step, int t, int lane, int valid) {
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = 0;
-    if constexpr (kWords == 8) {
-      if (16 * t < valid) quad(row, t, 0);
-      if (16 * t + 64 < valid) quad(row + 64, t, 4);
-    } else if (32 * t < valid) {
-      if constexpr (kWords == 4) {
-        quad(row, t, 0);
-      } else if constexpr (kWords == 2) {
-        const uint2 v = load_once(reinterpret_cast<const uint2*>(row) + t);
-        words[0] = v.x, words[1] = v.y;
-      } else {
-#pragma unroll
-        for (int i = 0; i < kWords; ++i)
-          words[i] = load_shared_sector(reinterpret_cast<const uint32_t*>(row) + kWords * t + i);
-      }
+    for (int i = 0; i < kPieces; ++i) {
+      // Bytes: 16 codes of each half of the step, so that the four lanes copy 64 bytes that follow each other.
+      const int from = kWords == 8 ? 64 * i + 16 * t : 4 * kWords * t + kPieceBytes * i;
+      const int code = kWords == 8 ? from : 32 * t;
+      copy_async<kPieceBytes>(shared + (32 * i + lane) * kPieceBytes, step + from, code < valid);
     }
+  }
+
+  __device__ __forceinline__ void read(const uint8_t* shared, int lane) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i)
+      read_piece<kPieceBytes>(shared + (32 * i + lane) * kPieceBytes, &words[i * kPieceBytes / 4]);
   }
 
   template <int J>
   __device__ __forceinline__ void unit(int, uint32_t (&out)[C::kUnitWords]) const {
     out[0] = bits_from<8 * J * C::kUnitBytes>(words);
     if constexpr (C::kUnitWords == 2) out[1] = bits_from<8 * J * C::kUnitBytes + 32>(words);
-  }
-
- private:
-  __device__ __forceinline__ void quad(const uint8_t* row, int t, int first) {
-    const uint4 v = load_once(reinterpret_cast<const uint4*>(row) + t);
-    words[first] = v.x, words[first + 1] = v.y, words[first + 2] = v.z, words[first + 3] = v.w;
   }
 };
 
@@ -118,45 +128,40 @@ struct Raw<BITS, false> {
   using C = Codes<BITS>;
   static constexpr int B = C::kUnitBytes;
   // A unit of b bytes need not start at a word: as many words as it touches at most.
-  static constexpr int kUnitLoads = B == 3 || B == 5 || B == 6 ? 2 : B == 7 ? 3 : B == 8 ? 2 : 1;
-  uint32_t words[4][kUnitLoads];
+  static constexpr int kPieceBytes = piece_bytes(B, false), kUnitPieces = unit_pieces(B);
+  uint32_t words[4][kUnitPieces * kPieceBytes / 4];
 
-  __device__ __forceinline__ void load(const uint8_t* row, int t, int valid) {
+  __device__ __forceinline__ static void copy(uint8_t* shared, const uint8_t* step, int t, int lane, int valid) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint8_t* units = row + 4 * j * B;
+    for (int j = 0; j < 4; ++j)
 #pragma unroll
-      for (int i = 0; i < kUnitLoads; ++i) words[j][i] = 0;
-      if (32 * j >= valid) continue;
-      if constexpr (B == 1) {
-        words[j][0] = load_shared_sector(units + t);
-      } else if constexpr (B == 2) {
-        words[j][0] = load_shared_sector(reinterpret_cast<const uint16_t*>(units) + t);
-      } else if constexpr (B == 4) {
-        words[j][0] = load_shared_sector(reinterpret_cast<const uint32_t*>(units) + t);
-      } else if constexpr (B == 8) {
-        const uint2 v = load_once(reinterpret_cast<const uint2*>(units) + t);
-        words[j][0] = v.x, words[j][1] = v.y;
-      } else {
-        const uint32_t* first = reinterpret_cast<const uint32_t*>(units);
-#pragma unroll
-        for (int i = 0; i < kUnitLoads; ++i)  // the four units have B words: none behind them is read
-          words[j][i] = load_shared_sector(first + min(B * t / 4 + i, B - 1));
+      for (int i = 0; i < kUnitPieces; ++i) {
+        // The four units of j have B words: none behind them is read.
+        const int from = B == 8 ? 8 * t : 4 * min(B * t / 4 + i, B - 1);
+        copy_async<kPieceBytes>(shared + (32 * (j * kUnitPieces + i) + lane) * kPieceBytes,
+                                step + 4 * j * B + from, 32 * j < valid);
       }
-    }
+  }
+
+  __device__ __forceinline__ void read(const uint8_t* shared, int lane) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int i = 0; i < kUnitPieces; ++i)
+        read_piece<kPieceBytes>(shared + (32 * (j * kUnitPieces + i) + lane) * kPieceBytes, &words[j][i]);
   }
 
   template <int J>
   __device__ __forceinline__ void unit(int t, uint32_t (&out)[C::kUnitWords]) const {
-    if constexpr (B == 1 || B == 2 || B == 4 || B == 8) {
+    if constexpr (B == 4 || B == 8) {
 #pragma unroll
       for (int i = 0; i < C::kUnitWords; ++i) out[i] = words[J][i];
     } else {
       const int shift = B * t % 4 * 8;
 #pragma unroll
       for (int i = 0; i < C::kUnitWords; ++i)
-        out[i] = i + 1 < kUnitLoads ? __funnelshift_r(words[J][i], words[J][i + 1], shift)
-                                    : words[J][i] >> shift;
+        out[i] = i + 1 < kUnitPieces ? __funnelshift_r(words[J][i], words[J][i + 1], shift)
+                                     : words[J][i] >> shift;
     }
   }
 };
@@ -269,8 +274,14 @@ __device__ __forceinline__ void multiply_units(const RawCodes (&raw)[2], int t,
 // sum += scale * (part - (zero - middle) * the sum of the tokens); rows g (0) and g + 8 (1).
 template <int NT, bool ZERO>
 __device__ __forceinline__ void add_scaled(float (&sum)[NT][4], const float (&part)[NT][4],
-                                           const float (&scale)[2], const float (&shift)[2],
-                                           const float* token_sums) {
+                                           const uint32_t (&scale_bits)[2], const uint32_t (&zero_bits)[2],
+                                           uint32_t bytes, float middle, const float* token_sums) {
+  const float scale[2] = {parameter_value(scale_bits[0], bytes), parameter_value(scale_bits[1], bytes)};
+  float shift[2] = {0, 0};
+  if constexpr (ZERO) {
+    shift[0] = parameter_value(zero_bits[0], bytes) - middle;
+    shift[1] = parameter_value(zero_bits[1], bytes) - middle;
+  }
 #pragma unroll
   for (int nt = 0; nt < NT; ++nt) {
     float2 tokens = {0, 0};
@@ -285,14 +296,14 @@ __device__ __forceinline__ void add_scaled(float (&sum)[NT][4], const float (&pa
 }
 
 // Adds up what the warps and the blocks of the cluster have, and stores it.
-template <class Half, int COLUMNS>
+template <class Half, int WARP_FLOATS>
 __device__ void store(const Arguments& a, const float* sums, float* parts, int block, int rank) {
   const int rows = a.tiles * 16, total = rows * a.M, n_first = block * rows;
   auto of_block = [&](int i) {
     const int m = i / rows, r = i % rows;
-    const float* place = sums + (r / 16 * a.splits * COLUMNS + m) * kSumStride + r % 16;
+    const float* place = sums + r / 16 * WARP_FLOATS + m * kSumStride + r % 16;
     float v = 0;
-    for (int s = 0; s < a.splits; ++s) v += place[s * COLUMNS * kSumStride];
+    for (int s = 0; s < a.splits; ++s) v += place[s * a.tiles * WARP_FLOATS];
     return v;
   };
   auto put = [&](int i, float v) {
@@ -318,12 +329,12 @@ __device__ void store(const Arguments& a, const float* sums, float* parts, int b
   synchronize_cluster();  // no block ends while others read its shared memory
 }
 
-// THREADS: the most a block may have, which leaves each 65536 / THREADS registers. DEPTH: steps that a lane has loaded
-// ahead. EARLY: the grid may start before the one in front of it has ended (programmatic dependent launch).
-template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int DEPTH, int THREADS, bool EARLY>
+// THREADS: the most a block may have, which leaves each 65536 / THREADS registers. SLOTS: of steps in shared memory, all
+// but one of them under way. EARLY: the grid may start before the one in front of it has ended (programmatic dependent launch).
+template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int SLOTS, int THREADS, bool EARLY>
 __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant__ Arguments a) {
   using C = Codes<BITS>;
-  constexpr int kColumns = 8 * NT;
+  constexpr int kColumns = 8 * NT, kStepBytes = kStep / 8 * C::kUnitBytes;
   extern __shared__ uint4 x_shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int tile = warp % a.tiles, split = warp / a.tiles;
@@ -332,29 +343,29 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   const int begin = first + (last - first) * split / a.splits;
   const int end = first + (last - first) * (split + 1) / a.splits;
 
-  int row[2];  // rows behind N repeat the last one and are not stored
-  const uint8_t* codes[2];
+  // Of this lane's rows; rows behind N repeat the last one and are not stored.
+  const uint8_t* codes[2];  // of the step that is fetched next
+  uint32_t parameters[2];   // byte of the first scale
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    row[r] = min((block * a.tiles + tile) * 16 + g + 8 * r, a.N - 1);
-    codes[r] = a.codes + row[r] * a.row_bytes;
+    const int row = min((block * a.tiles + tile) * 16 + g + 8 * r, a.N - 1);
+    codes[r] = a.codes + row * a.row_bytes + begin * kStepBytes;
+    parameters[r] = row * a.scale_stride * a.scale_bytes;
   }
-  Raw<BITS, WIDE> raw[DEPTH][2];
-  uint32_t scale[DEPTH][2], zero[DEPTH][2];
-  auto fetch = [&](int d, int step) {
+  constexpr int kRowBytes = step_bytes(C::kUnitBytes, WIDE) / 2, kWarpBytes = warp_bytes(C::kUnitBytes, WIDE, kColumns, SLOTS);
+  uint8_t* const shared = reinterpret_cast<uint8_t*>(x_shared + a.M * a.x_row);
+  uint8_t* const ring = shared + warp * kWarpBytes;
+  auto fetch = [&](int step, int slot) {
+    if (step < end) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      raw[d][r].load(codes[r] + step * (kStep / 8 * C::kUnitBytes), t, a.K - step * kStep);
-      if constexpr (WIDE) {
-        const int64_t index = row[r] * a.scale_stride + group_of(a, step);
-        scale[d][r] = load_parameter(a.scale, index, a.scale_f32);
-        if constexpr (ZERO) zero[d][r] = load_parameter(a.zero, index, a.scale_f32);
+      for (int r = 0; r < 2; ++r) {
+        Raw<BITS, WIDE>::copy(ring + (2 * slot + r) * kRowBytes, codes[r], t, lane, a.K - step * kStep);
+        codes[r] += kStepBytes;
       }
     }
+    commit_copies();  // a group a step, so that their number tells what has come
   };
-#pragma unroll
-  for (int d = 0; d < DEPTH; ++d)
-    if (begin + d < end) fetch(d, begin + d);
+  for (int i = 0; i < SLOTS - 1; ++i) fetch(begin + i, i);
 
   if constexpr (EARLY) {
     wait_for_earlier_grids();
@@ -362,8 +373,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   }
   stage_tokens<BITS, WIDE>(a, x_shared, first, last);
   __syncthreads();
-  float* const sums = reinterpret_cast<float*>(x_shared + a.M * a.x_row);  // of the warps
-  float* const parts = sums + blockDim.x / 32 * kColumns * kSumStride;     // of the block, for the cluster
+  float* const parts = reinterpret_cast<float*>(shared + blockDim.x / 32 * kWarpBytes);  // of the block, for the cluster
   float* const token_sums = parts + (a.cluster > 1 ? a.tiles * 16 * kColumns : 0);
   if constexpr (ZERO) {
     sum_tokens<Half, WIDE, kColumns>(a, x_shared, token_sums, last - first);
@@ -374,79 +384,72 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
 #pragma unroll
   for (int nt = 0; nt < NT; ++nt) tokens[nt] = x_shared + min(8 * nt + g, a.M - 1) * a.x_row + t;
 
-  float sum[NT][4] = {};
-  for (int base = begin; base < end; base += DEPTH) {
+  // Scales and zeros of a step (four spans if narrow) are loaded a step ahead: most are in L1 already.
+  constexpr int kSpans = WIDE ? 1 : 4;
+  uint32_t scale[kSpans][2], zero[kSpans][2];
+  auto fetch_parameters = [&](int step) {
 #pragma unroll
-    for (int d = 0; d < DEPTH; ++d) {
-      const int step = base + d;
-      if (step >= end) break;
-      const Raw<BITS, WIDE> now[2] = {raw[d][0], raw[d][1]};
-      if constexpr (WIDE) {
-        const float scales[2] = {__uint_as_float(scale[d][0]), __uint_as_float(scale[d][1])};
-        float shift[2] = {0, 0};
-        if constexpr (ZERO) {
-          shift[0] = __uint_as_float(zero[d][0]) - C::kMiddle;
-          shift[1] = __uint_as_float(zero[d][1]) - C::kMiddle;
-        }
-        if (step + DEPTH < end) fetch(d, step + DEPTH);
-        float even[NT][4] = {}, odd[NT][4] = {};  // two chains of instructions that wait for each other
-        multiply_units<BITS, Half, NT, 0>(now, t, tokens, step - first, even);
-        multiply_units<BITS, Half, NT, 1>(now, t, tokens, step - first, odd);
-        multiply_units<BITS, Half, NT, 2>(now, t, tokens, step - first, even);
-        multiply_units<BITS, Half, NT, 3>(now, t, tokens, step - first, odd);
+    for (int j = 0; j < kSpans; ++j)
 #pragma unroll
-        for (int nt = 0; nt < NT; ++nt)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) even[nt][i] += odd[nt][i];
-        add_scaled<NT, ZERO>(sum, even, scales, shift, token_sums + (step - first) * kColumns + 2 * t);
-      } else {
-        uint32_t scale_bits[4][2], zero_bits[4][2];
-        const int spans = min(4, (a.K - step * kStep) / 32);
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            if (j >= spans) continue;
-            const int64_t index = row[r] * a.scale_stride + group_of(a, 4 * step + j);
-            scale_bits[j][r] = load_parameter(a.scale, index, a.scale_f32);
-            if constexpr (ZERO) zero_bits[j][r] = load_parameter(a.zero, index, a.scale_f32);
-          }
-        if (step + DEPTH < end) fetch(d, step + DEPTH);
-        auto span = [&]<int J>(std::integral_constant<int, J>) {
-          if (J >= spans) return;
-          float part[NT][4] = {};
-          multiply_units<BITS, Half, NT, J>(now, t, tokens, step - first, part);
-          const float scales[2] = {__uint_as_float(scale_bits[J][0]), __uint_as_float(scale_bits[J][1])};
-          float shift[2] = {0, 0};
-          if constexpr (ZERO) {
-            shift[0] = __uint_as_float(zero_bits[J][0]) - C::kMiddle;
-            shift[1] = __uint_as_float(zero_bits[J][1]) - C::kMiddle;
-          }
-          add_scaled<NT, ZERO>(sum, part, scales, shift,
-                               token_sums + (4 * (step - first) + J) * kColumns + 2 * t);
-        };
-        span(std::integral_constant<int, 0>{});
-        span(std::integral_constant<int, 1>{});
-        span(std::integral_constant<int, 2>{});
-        span(std::integral_constant<int, 3>{});
+      for (int r = 0; r < 2; ++r) {
+        if (step >= end || (!WIDE && step * kStep + 32 * j >= a.K)) continue;
+        const uint32_t byte = parameters[r] + group_of(a, kSpans * step + j) * a.scale_bytes;
+        scale[j][r] = load_parameter(a.scale, byte, a.scale_bytes);
+        if constexpr (ZERO) zero[j][r] = load_parameter(a.zero, byte, a.scale_bytes);
       }
+  };
+  fetch_parameters(begin);
+
+  float sum[NT][4] = {};
+  int slot = 0;
+  for (int step = begin; step < end; ++step) {
+    wait_for_copies<SLOTS - 2>();
+    Raw<BITS, WIDE> raw[2];
+    raw[0].read(ring + 2 * slot * kRowBytes, lane);
+    raw[1].read(ring + (2 * slot + 1) * kRowBytes, lane);
+    fetch(step + SLOTS - 1, slot ? slot - 1 : SLOTS - 1);  // the slot that the last step has used up
+    slot = slot + 1 < SLOTS ? slot + 1 : 0;
+    const float* const x_sums = token_sums + kSpans * (step - first) * kColumns + 2 * t;
+    if constexpr (WIDE) {
+      float even[NT][4] = {}, odd[NT][4] = {};  // two chains of instructions that wait for each other
+      multiply_units<BITS, Half, NT, 0>(raw, t, tokens, step - first, even);
+      multiply_units<BITS, Half, NT, 1>(raw, t, tokens, step - first, odd);
+      multiply_units<BITS, Half, NT, 2>(raw, t, tokens, step - first, even);
+      multiply_units<BITS, Half, NT, 3>(raw, t, tokens, step - first, odd);
+#pragma unroll
+      for (int nt = 0; nt < NT; ++nt)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) even[nt][i] += odd[nt][i];
+      add_scaled<NT, ZERO>(sum, even, scale[0], zero[0], a.scale_bytes, C::kMiddle, x_sums);
+    } else {
+      auto span = [&]<int J>(std::integral_constant<int, J>) {
+        if (step * kStep + 32 * J >= a.K) return;
+        float part[NT][4] = {};
+        multiply_units<BITS, Half, NT, J>(raw, t, tokens, step - first, part);
+        add_scaled<NT, ZERO>(sum, part, scale[J], zero[J], a.scale_bytes, C::kMiddle, x_sums + J * kColumns);
+      };
+      span(std::integral_constant<int, 0>{});
+      span(std::integral_constant<int, 1>{});
+      span(std::integral_constant<int, 2>{});
+      span(std::integral_constant<int, 3>{});
     }
+    fetch_parameters(step + 1);
   }
 
-  // (tile, split) -> (column, row)
-  float* const mine = sums + (tile * a.splits + split) * kColumns * kSumStride;
+  // (column, row) of the warp, over its codes
+  float* const mine = reinterpret_cast<float*>(ring);
 #pragma unroll
   for (int nt = 0; nt < NT; ++nt)
 #pragma unroll
     for (int i = 0; i < 4; ++i) mine[(8 * nt + 2 * t + i % 2) * kSumStride + g + i / 2 * 8] = sum[nt][i];
   __syncthreads();
-  store<Half, kColumns>(a, sums, parts, block, rank);
+  store<Half, kWarpBytes / 4>(a, reinterpret_cast<const float*>(shared), parts, block, rank);
 }
 
 // Programmatic dependent launch if EARLY; clusters if the plan has them.
-template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int DEPTH, int THREADS, bool EARLY>
+template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int SLOTS, int THREADS, bool EARLY>
 cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limit, cudaStream_t stream) {
-  const auto kernel = weight_only<BITS, Half, NT, WIDE, ZERO, DEPTH, THREADS, EARLY>;
+  const auto kernel = weight_only<BITS, Half, NT, WIDE, ZERO, SLOTS, THREADS, EARLY>;
   if (plan.shared_bytes > 48 << 10) {
     // Once a device; setting it twice does no harm.
     static std::atomic<uint64_t> allowed{0};
@@ -486,29 +489,25 @@ inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide
   const uint32_t spans = static_cast<uint32_t>(a.group_size / (wide ? kStep : 32));
   return {.codes = a.codes, .x = static_cast<const uint16_t*>(a.x), .y = static_cast<uint16_t*>(a.y),
           .scale = a.scale, .zero = a.zero, .bias = a.bias, .x_stride = a.x_stride,
-          .row_bytes = a.row_bytes, .scale_stride = a.scale_stride, .M = static_cast<int>(a.M),
+          .row_bytes = a.row_bytes, .scale_stride = static_cast<uint32_t>(a.scale_stride), .M = static_cast<int>(a.M),
           .N = static_cast<int>(a.N), .K = static_cast<int>(a.K),
           .steps = static_cast<int>((a.K + kStep - 1) / kStep),
           .group_inverse = one_group || spans == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / spans + 1),
-          .every_span = !one_group && spans == 1, .scale_f32 = a.scale_dtype == DType::f32,
+          .every_span = !one_group && spans == 1, .scale_bytes = a.scale_dtype == DType::f32 ? 4u : 2u,
           .bias_dtype = a.bias_dtype, .tiles = plan.tiles, .splits = plan.splits,
           .cluster = plan.cluster, .x_row = plan.x_row};
 }
 
-// Steps ahead: 16 wide loads a lane, or as many registers as those take.
-template <int BITS, bool WIDE>
-constexpr int kDepth = sizeof(Raw<BITS, WIDE>) <= 16 ? 4 : sizeof(Raw<BITS, WIDE>) <= 32 ? 2 : 1;
-
 template <int BITS, class Half, int NT, bool WIDE>
 cudaError_t launch_typed(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
   const Arguments arguments = make_arguments(a, plan, WIDE);
-  constexpr int depth = kDepth<BITS, WIDE>;
+  constexpr int slots = slots_of(Codes<BITS>::kUnitBytes, WIDE);
   if constexpr (BITS != 0) {
     if (a.zero)
-      return launch_variant<BITS, Half, NT, WIDE, true, depth, 512, false>(arguments, plan,
+      return launch_variant<BITS, Half, NT, WIDE, true, slots, 512, false>(arguments, plan,
                                                                          device.shared_bytes, stream);
   }
-  return launch_variant<BITS, Half, NT, WIDE, false, depth, 512, false>(arguments, plan,
+  return launch_variant<BITS, Half, NT, WIDE, false, slots, 512, false>(arguments, plan,
                                                                       device.shared_bytes, stream);
 }
 

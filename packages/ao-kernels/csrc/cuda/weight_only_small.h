@@ -9,6 +9,35 @@
 namespace ao::small {
 
 constexpr int kMostTokens = 16;
+constexpr int kSumStride = 20;  // floats of a column in the sums of a warp: 16 rows, no bank conflicts
+
+// What a warp keeps in shared memory: `slots` steps of codes, 16 rows each, and over them, at the end, its sums. See Raw in
+// weight_only_small.cuh for wide and narrow; unit_bytes is b, 8 for int8 codes.
+#ifdef __CUDACC__
+#define AO_BOTH_SIDES __host__ __device__
+#else
+#define AO_BOTH_SIDES
+#endif
+AO_BOTH_SIDES constexpr int piece_bytes(int unit_bytes, bool wide) {
+  if (unit_bytes == 8) return wide ? 16 : 8;
+  return wide && unit_bytes == 4 ? 16 : wide && unit_bytes % 2 == 0 ? 8 : 4;
+}
+AO_BOTH_SIDES constexpr int unit_pieces(int unit_bytes) {  // of a narrow unit
+  return unit_bytes == 7 ? 3 : unit_bytes == 3 || unit_bytes == 5 || unit_bytes == 6 ? 2 : 1;
+}
+AO_BOTH_SIDES constexpr int step_bytes(int unit_bytes, bool wide) {
+  const int of_row = wide ? 4 * unit_bytes : 4 * unit_pieces(unit_bytes) * piece_bytes(unit_bytes, false);
+  return 2 * 32 * of_row;
+}
+AO_BOTH_SIDES constexpr int slots_of(int unit_bytes, bool wide) {  // about 4 KB under way
+  const int bytes = step_bytes(unit_bytes, wide);
+  return bytes <= 512 ? 9 : bytes <= 1024 ? 5 : 3;
+}
+AO_BOTH_SIDES constexpr int warp_bytes(int unit_bytes, bool wide, int columns, int slots) {
+  const int ring = slots * step_bytes(unit_bytes, wide), sums = 4 * kSumStride * columns;
+  return ring > sums ? ring : sums;
+}
+#undef AO_BOTH_SIDES
 
 // A block has tiles * splits warps of 16 rows each; `cluster` blocks share K. tiles 0: the tokens fit no block.
 struct Plan {
@@ -20,7 +49,9 @@ struct Plan {
 // What decides about a launch besides pointers. zero: there are zeros.
 struct Shape {
   int64_t M, N, K, group_size;
+  int unit_bytes;
   bool zero;
+  bool wide() const { return group_size >= K || group_size % 128 == 0; }
   bool operator==(const Shape&) const = default;
 };
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def device_refusal(device: int) -> str: ...
 def weight_only_refusal(
-    M: int, N: int, K: int, group_size: int, zero: bool, device: int
+    M: int, N: int, K: int, group_size: int, bits: int, zero: bool, device: int
 ) -> str: ...
 def int4_linear(
     n_threads: int,

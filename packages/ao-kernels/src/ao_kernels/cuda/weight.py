@@ -19,6 +19,7 @@ def refusal(
     codes: Tensor,
     scale: Tensor,
     zero: Tensor | None,
+    bits: int,
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
@@ -36,8 +37,8 @@ def refusal(
             return f"the arguments are on {x.device} and {tensor.device}"
     K = x.shape[-1]
     M, N = x.numel() // K, codes.shape[0]
-    reason = _cuda.weight_only_refusal(M, N, K, group_size, zero is not None, x.device.index)
-    return reason or None
+    device = x.device.index
+    return _cuda.weight_only_refusal(M, N, K, group_size, bits, zero is not None, device) or None
 
 
 @overload
