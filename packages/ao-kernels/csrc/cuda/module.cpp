@@ -1,7 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/device.h"
-#include "cuda/weight_only_call.h"
+#include "cuda/weight_only_small.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -16,9 +16,8 @@ PYBIND11_MODULE(_cuda, m) {
   ao::bind_torch();
   m.def("device_refusal", &ao::device_refusal, py::arg("device"),
         "Why no kernel runs on this CUDA device, or an empty string.");
-  m.def("weight_only_refusal", &ao::weight_only_refusal, py::arg("M"), py::arg("N"), py::arg("K"),
-        py::arg("group_size"), py::arg("bits"), py::arg("zero"), py::arg("device"),
-        "Why no weight-only linear of this shape runs on this CUDA device, or an empty string.");
+  m.def("most_token_values", [](int device) { return ao::small::most_token_values(*ao::device(device)); },
+        py::arg("device"), "The most values of x that a weight-only linear takes on this CUDA device.");
 
   register_int4_linear(m);
   register_int8_linear(m);

@@ -1,7 +1,5 @@
 // Binding of the weight-only linear ops on CUDA tensors: as linear_call.h, on torch's current stream of the device.
 #pragma once
-#include <string>
-
 #include "cuda/device.h"
 #include "cuda/weight_only_small.h"
 #include "linear_call.h"
@@ -14,27 +12,16 @@ inline LinearCall cuda_call() {
   return call;
 }
 
-inline std::string weight_only_refusal(int64_t M, int64_t N, int64_t K, int64_t group_size, int bits,
-                                       bool zero, int index) {
-  const std::string of_device = device_refusal(index);
-  if (!of_device.empty()) return of_device;
-  const small::Shape shape{M, N, K, group_size < K ? group_size : K, bits, zero};
-  const char* of_shape = small::refusal(shape, *device(index));
-  if (of_shape) return of_shape;
-  return small::make_plan(shape, *device(index)).tiles ? "" : "the tokens do not fit into shared memory";
-}
-
 template <int BITS>
 PyObject* run_weight_only(const char* op, LinearCall& call) {
   const LinearArgs& a = call.args;
   if (a.x_dtype == DType::f32) return not_implemented();
   const Device& at = *device(call.x.device);
   const small::Shape shape{a.M, a.N, a.K, a.group_size, BITS ? BITS : 8, a.zero != nullptr};
-  if (small::refusal(shape, at) || !small::takes_memory(a)) return not_implemented();
-  const small::Plan& plan = small::remembered_plan(shape, at);
-  if (!plan.tiles) return not_implemented();
+  if (!small::takes(shape, at) || !small::takes_memory(a)) return not_implemented();
   PyObject* y = call.new_result();
   if (!y || a.M == 0 || a.N == 0) return y;
+  const small::Plan& plan = small::remembered_plan(shape, at);
   void* stream;
   CurrentDevice current(call.x.device);
   if (current_stream(call.x.device, &stream) &&

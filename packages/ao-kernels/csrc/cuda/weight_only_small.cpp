@@ -1,7 +1,6 @@
 #include "cuda/weight_only_small.h"
 
 #include <algorithm>
-#include <climits>
 
 namespace ao::small {
 namespace {
@@ -43,6 +42,10 @@ Plan make_plan(const Shape& s, const Device& device) {
         plan.shared_bytes = bytes_of(s, plan, slice);
         if (plan.shared_bytes * blocks_at_once <= limit) break;
       }
+      while (plan.shared_bytes > limit && plan.splits > 1) {
+        --plan.splits;
+        plan.shared_bytes = bytes_of(s, plan, slice);
+      }
       if (plan.shared_bytes > limit) continue;
       const double cost = static_cast<double>(each) * (slice * (tiles + kTokenCost * s.M) + kBlockCost +
                                                        (cluster > 1 ? kClusterCost : 0));
@@ -52,13 +55,11 @@ Plan make_plan(const Shape& s, const Device& device) {
   return best;
 }
 
-const char* refusal(const Shape& s, const Device& device) {
-  if (!device.usable) return "there is no code for this device";
-  if (s.M > kMostTokens) return "there are more than 16 tokens";
-  if (s.K % 32) return "the input features are no multiple of 32";
-  if (s.group_size < s.K && s.group_size % 32) return "the group size is no multiple of 32";
-  if (s.N > INT_MAX - 256 || s.K > INT_MAX / 16 || s.N * (s.K / s.group_size + 1) > UINT_MAX / 4) return "the weight is too large";
-  return nullptr;
+int64_t most_token_values(const Device& device) { return device.capability >= 90 ? 1 << 19 : 3 << 13; }
+
+bool takes(const Shape& s, const Device& device) {
+  return device.usable && s.M <= kMostTokens && s.K % 32 == 0 && (s.group_size >= s.K || s.group_size % 32 == 0) &&
+         s.M * s.K <= most_token_values(device) && s.N * (s.K / s.group_size + 1) <= 1 << 30;
 }
 
 const Plan& remembered_plan(const Shape& s, const Device& device) {

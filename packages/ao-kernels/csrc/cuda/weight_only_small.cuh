@@ -18,11 +18,11 @@
 #pragma once
 #include <cuda_runtime.h>
 
-#include <atomic>
 #include <type_traits>
 
 #include "cuda/codes.cuh"
 #include "cuda/fragments.cuh"
+#include "cuda/raw_codes.cuh"
 #include "cuda/weight_only_small.h"
 #include "types.h"
 
@@ -72,99 +72,6 @@ __device__ __forceinline__ float load_float(const void* data, DType dtype, int64
     default: return static_cast<const float*>(data)[index];
   }
 }
-
-template <int BYTES>
-__device__ __forceinline__ void read_piece(const uint8_t* shared, uint32_t* words) {
-  if constexpr (BYTES == 16) {
-    const uint4 v = *reinterpret_cast<const uint4*>(shared);
-    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-  } else if constexpr (BYTES == 8) {
-    const uint2 v = *reinterpret_cast<const uint2*>(shared);
-    words[0] = v.x, words[1] = v.y;
-  } else {
-    words[0] = *reinterpret_cast<const uint32_t*>(shared);
-  }
-}
-
-// The codes of a lane in one step of one row. They wait in shared memory, in pieces of the size they are copied in, piece
-// i of all lanes side by side; every lane reads only what it copied, so that no barrier is needed. (Registers would hold
-// as much, but the compiler has few scoreboards: a load that is waited for waits for all that were issued after it.)
-// Of the step's codes `valid` lie in the row; zeros stand for the others and meet tokens of zeros.
-template <int BITS, bool WIDE>
-struct Raw;
-
-template <int BITS>
-struct Raw<BITS, true> {
-  using C = Codes<BITS>;
-  static constexpr int kWords = C::kUnitBytes;  // 4 units
-  static constexpr int kPieceBytes = piece_bytes(kWords, true), kPieces = 4 * kWords / kPieceBytes;
-  uint32_t words[kWords];
-
-  __device__ __forceinline__ static void copy(uint8_t* shared, const uint8_t* step, int t, int lane, int valid) {
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      // Bytes: 16 codes of each half of the step, so that the four lanes copy 64 bytes that follow each other.
-      const int from = kWords == 8 ? 64 * i + 16 * t : 4 * kWords * t + kPieceBytes * i;
-      const int code = kWords == 8 ? from : 32 * t;
-      copy_async<kPieceBytes>(shared + (32 * i + lane) * kPieceBytes, step + from, code < valid);
-    }
-  }
-
-  __device__ __forceinline__ void read(const uint8_t* shared, int lane) {
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i)
-      read_piece<kPieceBytes>(shared + (32 * i + lane) * kPieceBytes, &words[i * kPieceBytes / 4]);
-  }
-
-  template <int J>
-  __device__ __forceinline__ void unit(int, uint32_t (&out)[C::kUnitWords]) const {
-    out[0] = bits_from<8 * J * C::kUnitBytes>(words);
-    if constexpr (C::kUnitWords == 2) out[1] = bits_from<8 * J * C::kUnitBytes + 32>(words);
-  }
-};
-
-template <int BITS>
-struct Raw<BITS, false> {
-  using C = Codes<BITS>;
-  static constexpr int B = C::kUnitBytes;
-  // A unit of b bytes need not start at a word: as many words as it touches at most.
-  static constexpr int kPieceBytes = piece_bytes(B, false), kUnitPieces = unit_pieces(B);
-  uint32_t words[4][kUnitPieces * kPieceBytes / 4];
-
-  __device__ __forceinline__ static void copy(uint8_t* shared, const uint8_t* step, int t, int lane, int valid) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-#pragma unroll
-      for (int i = 0; i < kUnitPieces; ++i) {
-        // The four units of j have B words: none behind them is read.
-        const int from = B == 8 ? 8 * t : 4 * min(B * t / 4 + i, B - 1);
-        copy_async<kPieceBytes>(shared + (32 * (j * kUnitPieces + i) + lane) * kPieceBytes,
-                                step + 4 * j * B + from, 32 * j < valid);
-      }
-  }
-
-  __device__ __forceinline__ void read(const uint8_t* shared, int lane) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-#pragma unroll
-      for (int i = 0; i < kUnitPieces; ++i)
-        read_piece<kPieceBytes>(shared + (32 * (j * kUnitPieces + i) + lane) * kPieceBytes, &words[j][i]);
-  }
-
-  template <int J>
-  __device__ __forceinline__ void unit(int t, uint32_t (&out)[C::kUnitWords]) const {
-    if constexpr (B == 4 || B == 8) {
-#pragma unroll
-      for (int i = 0; i < C::kUnitWords; ++i) out[i] = words[J][i];
-    } else {
-      const int shift = B * t % 4 * 8;
-#pragma unroll
-      for (int i = 0; i < C::kUnitWords; ++i)
-        out[i] = i + 1 < kUnitPieces ? __funnelshift_r(words[J][i], words[J][i + 1], shift)
-                                     : words[J][i] >> shift;
-    }
-  }
-};
 
 // Where shared memory keeps unit u (0..15) of a step.
 template <int BITS, bool WIDE>
@@ -444,87 +351,6 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
     for (int i = 0; i < 4; ++i) mine[(8 * nt + 2 * t + i % 2) * kSumStride + g + i / 2 * 8] = sum[nt][i];
   __syncthreads();
   store<Half, kWarpBytes / 4>(a, reinterpret_cast<const float*>(shared), parts, block, rank);
-}
-
-// Programmatic dependent launch if EARLY; clusters if the plan has them.
-template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int SLOTS, int THREADS, bool EARLY>
-cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limit, cudaStream_t stream) {
-  const auto kernel = weight_only<BITS, Half, NT, WIDE, ZERO, SLOTS, THREADS, EARLY>;
-  if (plan.shared_bytes > 48 << 10) {
-    // Once a device; setting it twice does no harm.
-    static std::atomic<uint64_t> allowed{0};
-    int device = 0;
-    if (const cudaError_t error = cudaGetDevice(&device)) return error;
-    const uint64_t bit = uint64_t{1} << device % 64;
-    if (!(allowed.load(std::memory_order_relaxed) & bit)) {
-      if (const cudaError_t error =
-              cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit))
-        return error;
-      allowed.fetch_or(bit, std::memory_order_relaxed);
-    }
-  }
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = {};
-  const int rows = plan.tiles * 16;
-  config.gridDim = dim3((a.N + rows - 1) / rows * plan.cluster);
-  config.blockDim = dim3(plan.tiles * plan.splits * 32);
-  config.dynamicSmemBytes = plan.shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  if (plan.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
-    attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs++].val.clusterDim.z = 1;
-  }
-  if (EARLY) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  return cudaLaunchKernelEx(&config, kernel, a);
-}
-
-inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide) {
-  const bool one_group = a.group_size >= a.K;
-  const uint32_t spans = static_cast<uint32_t>(a.group_size / (wide ? kStep : 32));
-  return {.codes = a.codes, .x = static_cast<const uint16_t*>(a.x), .y = static_cast<uint16_t*>(a.y),
-          .scale = a.scale, .zero = a.zero, .bias = a.bias, .x_stride = a.x_stride,
-          .row_bytes = a.row_bytes, .scale_stride = static_cast<uint32_t>(a.scale_stride), .M = static_cast<int>(a.M),
-          .N = static_cast<int>(a.N), .K = static_cast<int>(a.K),
-          .steps = static_cast<int>((a.K + kStep - 1) / kStep),
-          .group_inverse = one_group || spans == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / spans + 1),
-          .every_span = !one_group && spans == 1, .scale_bytes = a.scale_dtype == DType::f32 ? 4u : 2u,
-          .bias_dtype = a.bias_dtype, .tiles = plan.tiles, .splits = plan.splits,
-          .cluster = plan.cluster, .x_row = plan.x_row};
-}
-
-template <int BITS, class Half, int NT, bool WIDE>
-cudaError_t launch_typed(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
-  const Arguments arguments = make_arguments(a, plan, WIDE);
-  constexpr int slots = slots_of(Codes<BITS>::kUnitBytes, WIDE);
-  if constexpr (BITS != 0) {
-    if (a.zero)
-      return launch_variant<BITS, Half, NT, WIDE, true, slots, 512, false>(arguments, plan,
-                                                                         device.shared_bytes, stream);
-  }
-  return launch_variant<BITS, Half, NT, WIDE, false, slots, 512, false>(arguments, plan,
-                                                                      device.shared_bytes, stream);
-}
-
-template <int BITS, class Half>
-cudaError_t launch_half(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
-  const bool wide = a.group_size >= a.K || a.group_size % kStep == 0;
-  if (a.M <= 8)
-    return wide ? launch_typed<BITS, Half, 1, true>(a, device, plan, stream)
-                : launch_typed<BITS, Half, 1, false>(a, device, plan, stream);
-  return wide ? launch_typed<BITS, Half, 2, true>(a, device, plan, stream)
-              : launch_typed<BITS, Half, 2, false>(a, device, plan, stream);
-}
-
-template <int BITS>
-cudaError_t launch(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
-  return a.x_dtype == DType::bf16 ? launch_half<BITS, __nv_bfloat16>(a, device, plan, stream)
-                                  : launch_half<BITS, __half>(a, device, plan, stream);
 }
 
 }  // namespace ao::small

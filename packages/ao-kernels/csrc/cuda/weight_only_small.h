@@ -1,5 +1,5 @@
 // Weight-only linears of a few tokens on a GPU: what is taken, how the work is cut, and the launch.
-// The kernel is in weight_only_small.cuh; weight_only_small_<codes>.cu compile it.
+// The kernel is in weight_only_small.cuh, its launch in weight_only_launch.cuh; weight_only_small_<codes>.cu compile them.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -39,7 +39,7 @@ AO_BOTH_SIDES constexpr int warp_bytes(int unit_bytes, bool wide, int columns, i
 }
 #undef AO_BOTH_SIDES
 
-// A block has tiles * splits warps of 16 rows each; `cluster` blocks share K. tiles 0: the tokens fit no block.
+// A block has tiles * splits warps of 16 rows each; `cluster` blocks share K.
 struct Plan {
   int tiles = 0, splits = 0, cluster = 0;
   int x_row = 0;            // 16-byte pieces from one token to the next in shared memory
@@ -59,8 +59,11 @@ struct Shape {
 Plan make_plan(const Shape& shape, const Device& device);
 const Plan& remembered_plan(const Shape& shape, const Device& device);
 
-// Why the kernel does not take a shape, or nullptr. Whether its tokens fit into shared memory is for the plan to say.
-const char* refusal(const Shape& shape, const Device& device);
+// The most values of x (tokens times input features): they stay in shared memory, that of 8 blocks if there are clusters.
+int64_t most_token_values(const Device& device);
+
+// Whether the kernel takes a shape. ao_kernels/cuda/weight.py words the refusals.
+bool takes(const Shape& shape, const Device& device);
 
 // For arguments that refusal() has nothing against and whose memory it takes (see takes_memory). BITS 0: int8 codes.
 template <int BITS>

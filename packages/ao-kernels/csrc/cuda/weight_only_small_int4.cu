@@ -1,4 +1,4 @@
-#include "cuda/weight_only_small.cuh"
+#include "cuda/weight_only_launch.cuh"
 
 namespace ao::small {
 

@@ -5,9 +5,7 @@ ignored."""
 from torch import Tensor
 
 def device_refusal(device: int) -> str: ...
-def weight_only_refusal(
-    M: int, N: int, K: int, group_size: int, bits: int, zero: bool, device: int
-) -> str: ...
+def most_token_values(device: int) -> int: ...
 def int4_linear(
     n_threads: int,
     x: Tensor,

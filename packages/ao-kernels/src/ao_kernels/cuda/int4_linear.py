@@ -17,7 +17,7 @@ def _supports(
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
-    return refusal(x, codes, scale, zero, 4, group_size, bias)
+    return refusal(x, codes, scale, zero, group_size, bias)
 
 
 @int4_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.int4_linear)

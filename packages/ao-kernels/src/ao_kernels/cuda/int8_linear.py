@@ -16,7 +16,7 @@ def _supports(
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
-    return refusal(x, codes, scale, None, 8, group_size, bias)
+    return refusal(x, codes, scale, None, group_size, bias)
 
 
 @int8_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.int8_linear)

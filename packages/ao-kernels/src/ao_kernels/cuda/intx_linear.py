@@ -18,7 +18,7 @@ def _supports(
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
-    return refusal(x, codes, scale, zero, bits, group_size, bias)
+    return refusal(x, codes, scale, zero, group_size, bias)
 
 
 @intx_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.intx_linear)

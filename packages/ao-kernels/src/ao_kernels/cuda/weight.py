@@ -12,6 +12,7 @@ from ao_kernels.cpu.weight import dense
 
 _X_DTYPES = (torch.bfloat16, torch.float16)
 _BIAS_DTYPES = (torch.float32, *_X_DTYPES)
+_MOST_TOKENS = 16
 
 
 def refusal(
@@ -19,7 +20,6 @@ def refusal(
     codes: Tensor,
     scale: Tensor,
     zero: Tensor | None,
-    bits: int,
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
@@ -35,10 +35,34 @@ def refusal(
     for tensor in (codes, scale, zero, bias):
         if tensor is not None and tensor.device != x.device:
             return f"the arguments are on {x.device} and {tensor.device}"
+    unusable = _device_refusal(x.device.index)
+    if unusable:
+        return unusable
     K = x.shape[-1]
-    M, N = x.numel() // K, codes.shape[0]
-    device = x.device.index
-    return _cuda.weight_only_refusal(M, N, K, group_size, bits, zero is not None, device) or None
+    M = x.numel() // K
+    if M > _MOST_TOKENS:
+        return f"x has {M} tokens; the CUDA kernels take up to {_MOST_TOKENS}"
+    if K % 32:
+        return f"x has {K} input features; the CUDA kernels take multiples of 32"
+    if group_size < K and group_size % 32:
+        return f"group_size is {group_size}; the CUDA kernels take multiples of 32"
+    most = _most_token_values(x.device.index)
+    if x.numel() > most:
+        return f"x has {x.numel()} values; the CUDA kernels take up to {most} on this device"
+    if scale.numel() > 2**30:
+        return f"scale has {scale.numel()} values; the CUDA kernels take up to {2**30}"
+    return None
+
+
+# torch.compile asks for reasons too, and cannot look into a compiled function.
+@torch.compiler.assume_constant_result
+def _device_refusal(index: int) -> str:
+    return _cuda.device_refusal(index)
+
+
+@torch.compiler.assume_constant_result
+def _most_token_values(index: int) -> int:
+    return _cuda.most_token_values(index)
 
 
 @overload
