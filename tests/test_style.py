@@ -11,7 +11,8 @@ import pytest
 LONG = 450  # lines; a file of more must say why
 REASON = re.compile(r"this file is long", re.IGNORECASE)
 SHELVES = {"utils", "util", "helpers", "helper", "common", "base", "misc", "api"}
-TEXT = {".py", ".pyi", ".cpp", ".h", ".md", ".toml", ".txt", ".ini", ".cfg", ".json", ""}
+CODE = (".py", ".cpp", ".h", ".cu", ".cuh")
+TEXT = {*CODE, ".pyi", ".cmake", ".md", ".toml", ".txt", ".ini", ".cfg", ".json", ""}
 
 
 def tracked(root: Path) -> list[Path]:
@@ -42,13 +43,13 @@ def matches(texts: dict[str, str], pattern: str) -> list[str]:
 
 
 def test_modules_are_nouns(texts: dict[str, str]) -> None:
-    code = [Path(name) for name in texts if name.endswith((".py", ".cpp", ".h"))]
+    code = [Path(name) for name in texts if name.endswith(CODE)]
     assert [str(p) for p in code if set(p.stem.split("_")) & SHELVES] == []
     assert [str(p) for p in code if SHELVES & set(p.parent.parts)] == []
 
 
 def test_long_files_say_why(texts: dict[str, str]) -> None:
-    code = {name: text for name, text in texts.items() if name.endswith((".py", ".cpp", ".h"))}
+    code = {name: text for name, text in texts.items() if name.endswith(CODE)}
     silent = {
         name: text.count("\n")
         for name, text in code.items()

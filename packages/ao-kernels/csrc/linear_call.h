@@ -12,16 +12,17 @@ namespace ao {
 struct LinearCall {
   LinearArgs args;
   Tensor x;
+  DeviceType device_type = DeviceType::cpu;  // of all tensors
 
   // bits 0: int8 codes and no zero.
   bool read(PyObject* n_threads, PyObject* x_object, PyObject* codes_object, PyObject* scale_object,
             PyObject* zero_object, int64_t bits, int64_t group_size, PyObject* bias_object) {
     Tensor codes, scale, zero, bias;
     int64_t threads;
-    if (!read_int(n_threads, &threads) || !read_tensor(x_object, &x) ||
-        !read_tensor(codes_object, &codes) || !read_tensor(scale_object, &scale))
+    if (!read_int(n_threads, &threads) || !read_tensor(x_object, &x, device_type) ||
+        !read_beside_x(codes_object, &codes) || !read_beside_x(scale_object, &scale))
       return false;
-    if (x.ndim < 1 || !is_activation_dtype(x.dtype) || group_size < 1) return false;
+    if (x.ndim < 1 || x.ndim > kMaxDims || !is_activation_dtype(x.dtype) || group_size < 1) return false;
     const int64_t K = x.size(-1);
     if (codes.ndim != 2 || codes.dtype != (bits ? DType::u8 : DType::i8)) return false;
     const int64_t N = codes.shape[0];
@@ -32,11 +33,11 @@ struct LinearCall {
     if (scale.ndim != 2 || (scale.shape[0] != N && scale.shape[0] != 1)) return false;
     if (!scale.is_matrix(scale.shape[0], G) || !is_scale_dtype(scale.dtype)) return false;
     const bool has_zero = zero_object != Py_None;
-    if (has_zero && (!read_tensor(zero_object, &zero) || zero.dtype != scale.dtype ||
+    if (has_zero && (!read_beside_x(zero_object, &zero) || zero.dtype != scale.dtype ||
                      !zero.is_matrix(scale.shape[0], G)))
       return false;
     const bool has_bias = bias_object != Py_None;
-    if (has_bias && (!read_tensor(bias_object, &bias) || bias.ndim != 1 || bias.shape[0] != N ||
+    if (has_bias && (!read_beside_x(bias_object, &bias) || bias.ndim != 1 || bias.shape[0] != N ||
                      !bias.contiguous() || !is_activation_dtype(bias.dtype)))
       return false;
 
@@ -59,18 +60,28 @@ struct LinearCall {
     return true;
   }
 
-  PyObject* run(LinearKernel* kernel) {
-    constexpr int kMaxDims = 16;
-    if (x.ndim > kMaxDims) return not_implemented();
+  // args.y and its tensor, (..., N); nullptr with a Python error set when it fails.
+  PyObject* new_result() {
     int64_t shape[kMaxDims];
     for (int d = 0; d < x.ndim - 1; ++d) shape[d] = x.shape[d];
     shape[x.ndim - 1] = args.N;
-    PyObject* y = new_tensor(x.ndim, shape, x.dtype, &args.y);
+    return new_tensor(x.ndim, shape, x.dtype, &args.y, device_type, x.device);
+  }
+
+  PyObject* run(LinearKernel* kernel) {
+    PyObject* y = new_result();
     if (!y || args.M == 0 || args.N == 0) return y;
     PyThreadState* const state = PyEval_SaveThread();
     kernel(args);
     PyEval_RestoreThread(state);
     return y;
+  }
+
+ private:
+  static constexpr int kMaxDims = 16;
+
+  bool read_beside_x(PyObject* object, Tensor* out) const {
+    return read_tensor(object, out, device_type) && out->device == x.device;
   }
 };
 

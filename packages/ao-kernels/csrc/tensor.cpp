@@ -40,12 +40,14 @@ struct DlManaged {
   DlTensor tensor;
 };
 
-constexpr int32_t kCpu = 1;
+constexpr int32_t kCpu = 1, kCuda = 2;
 constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4;
 
 const DlExchange* g_exchange = nullptr;
 PyTypeObject* g_tensor = nullptr;
 PyTypeObject* g_parameter = nullptr;
+
+int32_t dl_device(DeviceType type) { return type == DeviceType::cuda ? kCuda : kCpu; }
 
 DType dtype_of(DlType t) {
   if (t.lanes != 1) return DType::other;
@@ -107,7 +109,7 @@ void bind_torch() {
   g_parameter = reinterpret_cast<PyTypeObject*>(torch.attr("nn").attr("Parameter").ptr());
 }
 
-bool read_tensor(PyObject* object, Tensor* out) {
+bool read_tensor(PyObject* object, Tensor* out, DeviceType device_type) {
   PyTypeObject* type = Py_TYPE(object);
   if (type != g_tensor && type != g_parameter) return false;
   DlTensor t;
@@ -115,20 +117,28 @@ bool read_tensor(PyObject* object, Tensor* out) {
     PyErr_Clear();
     return false;
   }
-  if (t.device.type != kCpu) return false;
+  if (t.device.type != dl_device(device_type)) return false;
   *out = Tensor{static_cast<char*>(t.data) + t.byte_offset, t.shape, t.strides, t.ndim,
-                dtype_of(t.dtype)};
+                dtype_of(t.dtype), t.device.index};
   return true;
 }
 
-PyObject* new_tensor(int32_t ndim, const int64_t* shape, DType dtype, void** data) {
-  DlTensor prototype{nullptr, {kCpu, 0}, ndim, dl_type(dtype), const_cast<int64_t*>(shape), nullptr, 0};
+PyObject* new_tensor(int32_t ndim, const int64_t* shape, DType dtype, void** data, DeviceType type,
+                     int32_t device) {
+  DlTensor prototype{nullptr, {dl_device(type), device}, ndim, dl_type(dtype),
+                     const_cast<int64_t*>(shape), nullptr, 0};
   DlManaged* managed = nullptr;
   if (g_exchange->allocate(&prototype, &managed, nullptr, set_python_error) != 0) return nullptr;
   *data = managed->tensor.data;
   void* object = nullptr;
   if (g_exchange->object_from_managed(managed, &object) != 0) return nullptr;
   return static_cast<PyObject*>(object);
+}
+
+bool current_stream(int32_t device, void** stream) {
+  if (g_exchange->current_stream && g_exchange->current_stream(kCuda, device, stream) == 0) return true;
+  if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "torch gave no current CUDA stream");
+  return false;
 }
 
 bool read_int(PyObject* object, int64_t* out) {

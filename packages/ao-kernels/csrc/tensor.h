@@ -16,6 +16,7 @@ struct Tensor {
   const int64_t* strides;
   int32_t ndim;
   DType dtype;
+  int32_t device;  // which of the devices of its type
 
   int64_t size(int dim) const { return shape[dim < 0 ? dim + ndim : dim]; }
   bool contiguous() const;
@@ -32,12 +33,16 @@ struct Tensor {
 // Called once at import; throws when this torch has no exchange interface.
 void bind_torch();
 
-// False when `object` is not exactly torch.Tensor or torch.nn.Parameter, is not on the CPU, or cannot be
-// read (functorch wrappers). The view lives as long as `object`. No Python error is left set.
-bool read_tensor(PyObject* object, Tensor* out);
+// False when `object` is not exactly torch.Tensor or torch.nn.Parameter, is not on a device of this type, or
+// cannot be read (functorch wrappers). The view lives as long as `object`. No Python error is left set.
+bool read_tensor(PyObject* object, Tensor* out, DeviceType type = DeviceType::cpu);
 
-// A new uninitialised contiguous CPU tensor; nullptr with a Python error set when it fails.
-PyObject* new_tensor(int32_t ndim, const int64_t* shape, DType dtype, void** data);
+// A new uninitialised contiguous tensor, from torch's allocator; nullptr with a Python error set when it fails.
+PyObject* new_tensor(int32_t ndim, const int64_t* shape, DType dtype, void** data,
+                     DeviceType type = DeviceType::cpu, int32_t device = 0);
+
+// The stream on which torch works on this CUDA device now. False with a Python error set when it fails.
+bool current_stream(int32_t device, void** stream);
 
 // A Python int, bool excluded. False (no Python error left set) for anything else.
 bool read_int(PyObject* object, int64_t* out);

@@ -6,6 +6,8 @@ namespace ao {
 
 enum class DType : int8_t { f32, f16, bf16, f64, i8, u8, i32, i64, other };
 
+enum class DeviceType : int8_t { cpu, cuda };
+
 inline int dtype_bytes(DType dtype) {
   switch (dtype) {
     case DType::f32: case DType::i32: return 4;

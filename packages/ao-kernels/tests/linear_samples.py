@@ -28,10 +28,28 @@ _SHAPES = [
 ]
 
 
-def sample_intx(bits: int, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+# What CUDA kernels take: few tokens, on both sides of 8; features that fill no step of 128; each of
+# their two ways through a group; a row of tokens that several blocks share.
+CUDA_SHAPES = [
+    (3, 20, 128, 32),
+    (1, 64, 256, 128),
+    (8, 17, 352, 32),
+    (9, 33, 416, 416),
+    (16, 50, 1056, 64),
+    (2, 40, 384, 128),
+    (11, 48, 1152, 96),
+    (16, 130, 2048, 256),
+    (5, 16, 32, 32),
+    (16, 5, 4096, 4096),
+]
+
+
+def sample_intx(
+    bits: int, dtype: torch.dtype, shapes: list[tuple[int, int, int, int]] = _SHAPES
+) -> Iterator[tuple[Any, ...]]:
     """(name, x, codes, scale, zero, group_size, bias)"""
     generator = torch.Generator().manual_seed(bits)
-    for index, (M, N, K, group_size) in enumerate(_SHAPES):
+    for index, (M, N, K, group_size) in enumerate(shapes):
         codes = torch.randint(0, 2**bits, (N, K), generator=generator, dtype=torch.uint8)
         scale, zero, bias = _parameters(index, N, K, group_size, 2 ** (bits - 1), generator)
         x = torch.randn(M, K, generator=generator).to(dtype)
@@ -39,10 +57,12 @@ def sample_intx(bits: int, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         yield name, x, pack(codes, bits), scale, zero, group_size, bias
 
 
-def sample_int8(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+def sample_int8(
+    dtype: torch.dtype, shapes: list[tuple[int, int, int, int]] = _SHAPES
+) -> Iterator[tuple[Any, ...]]:
     """(name, x, codes, scale, group_size, bias)"""
     generator = torch.Generator().manual_seed(8)
-    for index, (M, N, K, group_size) in enumerate(_SHAPES):
+    for index, (M, N, K, group_size) in enumerate(shapes):
         codes = torch.randint(-127, 128, (N, K), generator=generator, dtype=torch.int8)
         scale, _, bias = _parameters(index, N, K, group_size, 0.0, generator)
         x = torch.randn(M, K, generator=generator).to(dtype)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_contract import OnGpu, on_gpu
 from linear_samples import magnitude_intx, sample_intx
 from torch import Tensor
 from triton_compilation import ARCHITECTURES, compiled_launches
-from triton_contract import Interpreted, OnGpu, on_gpu
+from triton_contract import Interpreted
 
 from ao_core.packing import pack, unpack
 from ao_core.testing.op_contract import Sample
@@ -79,6 +80,7 @@ class TestInterpreted(Int4Linear, Interpreted):
 @pytest.mark.gpu
 class TestOnGpu(Int4Linear, OnGpu):
     device = "cuda"
+    backend, forced = "triton", True
 
     def cpu_samples(self, dtype: torch.dtype) -> Iterator[Sample]:
         yield from _samples(dtype)

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from dynamic_samples import odd_tokens, token_magnitude
+from gpu_contract import OnGpu
 from linear_samples import magnitude_int8, sample_int8
 from torch import Tensor
 from triton_compilation import ARCHITECTURES, compiled_launches
-from triton_contract import Interpreted, OnGpu
+from triton_contract import Interpreted
 
 from ao_core.numerics import quantize_tokens
 from ao_core.testing.op_contract import Sample
@@ -91,6 +92,7 @@ class TestInterpreted(Int8DynamicLinear, Interpreted):
 @pytest.mark.gpu
 class TestOnGpu(Int8DynamicLinear, OnGpu):
     device = "cuda"
+    backend, forced = "triton", True
 
     def cpu_samples(self, dtype: torch.dtype) -> Iterator[Sample]:
         yield from _samples(dtype)

@@ -1,8 +1,8 @@
 """ao-kernels: every fast op of the toolkit, each with its plain-torch reference.
 
 The ops are functions over plain tensors in :mod:`ao_kernels.ops`.
-``AO_KERNELS=reference|cpu|triton`` in the environment forces one backend; :func:`force` does it
-from a program.
+``AO_KERNELS=reference|cpu|cuda|triton`` in the environment forces one backend; :func:`force` does
+it from a program.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -1,4 +1,4 @@
-"""Triton kernels; imported only when arguments are on an accelerator or AO_KERNELS=triton.
+"""Triton kernels; imported only when arguments are on an accelerator or AO_KERNELS=triton|cuda.
 
 ``unavailable`` says why there are none ("" when there are).
 """

@@ -1,0 +1,25 @@
+#include <pybind11/pybind11.h>
+
+#include "cuda/device.h"
+#include "cuda/weight_only_small.h"
+#include "tensor.h"
+
+namespace py = pybind11;
+
+// One declaration and one call an op; each is defined in csrc/cuda/<op>.cpp.
+void register_int4_linear(py::module_& m);
+void register_int8_linear(py::module_& m);
+void register_intx_linear(py::module_& m);
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "CUDA kernels of ao_kernels: raw addresses and sizes, no torch headers.";
+  ao::bind_torch();
+  m.def("device_refusal", &ao::device_refusal, py::arg("device"),
+        "Why no kernel runs on this CUDA device, or an empty string.");
+  m.def("most_token_values", [](int device) { return ao::small::most_token_values(*ao::device(device)); },
+        py::arg("device"), "The most values of x that a weight-only linear takes on this CUDA device.");
+
+  register_int4_linear(m);
+  register_int8_linear(m);
+  register_intx_linear(m);
+}

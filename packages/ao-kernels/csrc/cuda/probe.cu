@@ -1,0 +1,13 @@
+// A kernel that does nothing: the driver finds code for it exactly where it finds code for the others.
+#include "cuda/probe.h"
+
+namespace ao {
+
+static __global__ void probe() {}
+
+bool has_code_for_current_device() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, probe) == cudaSuccess;
+}
+
+}  // namespace ao

@@ -1,0 +1,90 @@
+// The launch of weight_only_small.cuh: from arguments that are known when the program runs to template parameters.
+#pragma once
+#include <atomic>
+
+#include "cuda/weight_only_small.cuh"
+
+namespace ao::small {
+
+// Programmatic dependent launch if EARLY; clusters if the plan has them.
+template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int SLOTS, int THREADS, bool EARLY>
+cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limit, cudaStream_t stream) {
+  const auto kernel = weight_only<BITS, Half, NT, WIDE, ZERO, SLOTS, THREADS, EARLY>;
+  if (plan.shared_bytes > 48 << 10) {
+    // Once a device; setting it twice does no harm.
+    static std::atomic<uint64_t> allowed{0};
+    int device = 0;
+    if (const cudaError_t error = cudaGetDevice(&device)) return error;
+    const uint64_t bit = uint64_t{1} << device % 64;
+    if (!(allowed.load(std::memory_order_relaxed) & bit)) {
+      if (const cudaError_t error =
+              cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit))
+        return error;
+      allowed.fetch_or(bit, std::memory_order_relaxed);
+    }
+  }
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = {};
+  const int rows = plan.tiles * 16;
+  config.gridDim = dim3((a.N + rows - 1) / rows * plan.cluster);
+  config.blockDim = dim3(plan.tiles * plan.splits * 32);
+  config.dynamicSmemBytes = plan.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (plan.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  if (EARLY) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, a);
+}
+
+inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide) {
+  const bool one_group = a.group_size >= a.K;
+  const uint32_t spans = static_cast<uint32_t>(a.group_size / (wide ? kStep : 32));
+  return {.codes = a.codes, .x = static_cast<const uint16_t*>(a.x), .y = static_cast<uint16_t*>(a.y),
+          .scale = a.scale, .zero = a.zero, .bias = a.bias, .x_stride = a.x_stride,
+          .row_bytes = a.row_bytes, .scale_stride = static_cast<uint32_t>(a.scale_stride), .M = static_cast<int>(a.M),
+          .N = static_cast<int>(a.N), .K = static_cast<int>(a.K),
+          .steps = static_cast<int>((a.K + kStep - 1) / kStep),
+          .group_inverse = one_group || spans == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / spans + 1),
+          .every_span = !one_group && spans == 1, .scale_bytes = a.scale_dtype == DType::f32 ? 4u : 2u,
+          .bias_dtype = a.bias_dtype, .tiles = plan.tiles, .splits = plan.splits,
+          .cluster = plan.cluster, .x_row = plan.x_row};
+}
+
+template <int BITS, class Half, int NT, bool WIDE>
+cudaError_t launch_typed(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
+  const Arguments arguments = make_arguments(a, plan, WIDE);
+  constexpr int slots = slots_of(Codes<BITS>::kUnitBytes, WIDE);
+  if constexpr (BITS != 0) {
+    if (a.zero)
+      return launch_variant<BITS, Half, NT, WIDE, true, slots, 512, false>(arguments, plan,
+                                                                         device.shared_bytes, stream);
+  }
+  return launch_variant<BITS, Half, NT, WIDE, false, slots, 512, false>(arguments, plan,
+                                                                      device.shared_bytes, stream);
+}
+
+template <int BITS, class Half>
+cudaError_t launch_half(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
+  const bool wide = a.group_size >= a.K || a.group_size % kStep == 0;
+  if (a.M <= 8)
+    return wide ? launch_typed<BITS, Half, 1, true>(a, device, plan, stream)
+                : launch_typed<BITS, Half, 1, false>(a, device, plan, stream);
+  return wide ? launch_typed<BITS, Half, 2, true>(a, device, plan, stream)
+              : launch_typed<BITS, Half, 2, false>(a, device, plan, stream);
+}
+
+template <int BITS>
+cudaError_t launch(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
+  return a.x_dtype == DType::bf16 ? launch_half<BITS, __nv_bfloat16>(a, device, plan, stream)
+                                  : launch_half<BITS, __half>(a, device, plan, stream);
+}
+
+}  // namespace ao::small

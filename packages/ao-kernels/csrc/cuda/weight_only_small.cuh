@@ -1,0 +1,356 @@
+// Weight-only linear for a few tokens: reads the weights once, at the speed of memory.
+//
+//   y[m, n] = sum_g scale[n, g] * (sum_{k in g} (code[n, k] - middle) x[m, k]
+//                                  - (zero[n, g] - middle) sum_{k in g} x[m, k]) + bias[n]
+//
+// A warp multiplies 16 rows of weights (A of the matrix instruction, dequantized in registers) by 8 or 16 tokens (B).
+// It walks over a range of K in steps of 128 codes a row. A block has `tiles` x `splits` warps: `tiles` times 16
+// rows, and its part of K cut into `splits`. Up to 8 blocks of a cluster share K once more; the parts are added in a
+// fixed order, first in shared memory, then across the cluster.
+//
+// A step has 16 units of 8 codes a row. The four lanes t that hold a row take four units each, j = 0..3:
+//   wide    unit 4t + j: 4b bytes that follow each other, in as wide loads as they allow (bytes: 8(j/2) + 2t + j%2).
+//           Every matrix instruction mixes codes of all lanes, so a step must lie in one group.
+//   narrow  unit 4j + t: the units of one j are 32 codes that follow each other, so groups of 32 suffice.
+// In shared memory the tokens stand in the order in which lanes read them: 16 bytes for unit (t, j) at 4j + t of the
+// step, the eight values as Codes::order has them. Rows of tokens are 64 bytes off a multiple of 128, so that the
+// eight lanes that read together hit 32 different banks.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+#include "cuda/codes.cuh"
+#include "cuda/fragments.cuh"
+#include "cuda/raw_codes.cuh"
+#include "cuda/weight_only_small.h"
+#include "types.h"
+
+namespace ao::small {
+
+constexpr int kStep = 128;       // codes of a row in a step
+constexpr int kStepUnits = kStep / 8;
+
+struct Arguments {
+  const uint8_t* codes;
+  const uint16_t* x;
+  uint16_t* y;
+  const void* scale;
+  const void* zero;
+  const void* bias;
+  int64_t x_stride, row_bytes;
+  uint32_t scale_stride;
+  int M, N, K;
+  int steps;                // ceil(K / 128)
+  uint32_t group_inverse;   // span / (spans of a group) = umulhi(span, this); 0: one group
+  bool every_span;          // a group is one span; group_inverse has no room for that
+  uint32_t scale_bytes;     // 2 or 4
+  DType bias_dtype;
+  int tiles, splits, cluster;
+  int x_row;                // 16-byte pieces from one token to the next in shared memory
+};
+
+__device__ __forceinline__ int group_of(const Arguments& a, int span) {
+  return a.every_span ? span : __umulhi(span, a.group_inverse);
+}
+
+// The bits of a scale or zero at a byte. They become a float where it is used: a shift here would wait for the load.
+__device__ __forceinline__ uint32_t load_parameter(const void* data, uint32_t byte, uint32_t bytes) {
+  const char* const p = static_cast<const char*>(data) + byte;
+  return bytes == 4 ? load_shared_sector(reinterpret_cast<const uint32_t*>(p))
+                    : load_shared_sector(reinterpret_cast<const uint16_t*>(p));
+}
+
+__device__ __forceinline__ float parameter_value(uint32_t bits, uint32_t bytes) {
+  return __uint_as_float(bytes == 4 ? bits : bits << 16);
+}
+
+__device__ __forceinline__ float load_float(const void* data, DType dtype, int64_t index) {
+  switch (dtype) {
+    case DType::bf16: return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
+    case DType::f16: return __half2float(static_cast<const __half*>(data)[index]);
+    default: return static_cast<const float*>(data)[index];
+  }
+}
+
+// Where shared memory keeps unit u (0..15) of a step.
+template <int BITS, bool WIDE>
+__device__ __forceinline__ int place_of_unit(int u) {
+  if constexpr (!WIDE) {
+    return u;
+  } else if constexpr (Codes<BITS>::kUnitBytes == 8) {
+    return 4 * (u / 8 * 2 + u % 2) + u / 2 % 4;
+  } else {
+    return 4 * (u % 4) + u / 4;
+  }
+}
+
+// Eight values in the order of Codes::order.
+template <int BITS>
+__device__ __forceinline__ uint4 in_order(uint4 v) {
+  if constexpr (Codes<BITS>::kUnitBytes == 8)
+    return {__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.x, v.y, 0x7632),
+            __byte_perm(v.z, v.w, 0x5410), __byte_perm(v.z, v.w, 0x7632)};
+  return {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
+          __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632)};
+}
+
+template <class Half>
+__device__ __forceinline__ float sum_of_pair(uint32_t pair) {
+  if constexpr (is_bf16<Half>)
+    return __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
+  const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  return v.x + v.y;
+}
+
+// Tokens of steps [first, last) to shared memory; behind K there are zeros.
+template <int BITS, bool WIDE>
+__device__ void stage_tokens(const Arguments& a, uint4* x_shared, int first, int last) {
+  const int pieces = (last - first) * kStepUnits, valid = a.K / 8 - first * kStepUnits;
+  const uint16_t* source = a.x + first * kStep;
+  int m = 0, piece = threadIdx.x;
+  constexpr int kBatch = 4;
+  while (true) {
+    uint4 v[kBatch];
+    int place[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      while (piece >= pieces) piece -= pieces, ++m;
+      place[i] = -1;
+      v[i] = {0, 0, 0, 0};
+      if (m < a.M) {
+        place[i] = m * a.x_row + piece / kStepUnits * kStepUnits + place_of_unit<BITS, WIDE>(piece % kStepUnits);
+        if (piece < valid) v[i] = *reinterpret_cast<const uint4*>(source + m * a.x_stride + 8 * piece);
+      }
+      piece += blockDim.x;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (place[i] >= 0) x_shared[place[i]] = in_order<BITS>(v[i]);
+    if (m >= a.M) return;
+  }
+}
+
+// Sums of the tokens over each span (a step if WIDE, else 32 codes), (spans, COLUMNS) floats.
+template <class Half, bool WIDE, int COLUMNS>
+__device__ void sum_tokens(const Arguments& a, const uint4* x_shared, float* sums, int steps) {
+  const int units = steps * 4;  // of 32 codes: four pieces that follow each other in either order, or 1/4 of a step
+  const int total = (a.M * units + 31) / 32 * 32;  // whole warps, for the shuffles
+  for (int i = threadIdx.x; i < total; i += blockDim.x) {
+    const int m = i / units, unit = i % units;
+    float sum = 0;
+    if (m < a.M) {
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const uint4 v = x_shared[m * a.x_row + 4 * unit + p];
+        sum += (sum_of_pair<Half>(v.x) + sum_of_pair<Half>(v.y)) +
+               (sum_of_pair<Half>(v.z) + sum_of_pair<Half>(v.w));
+      }
+    }
+    if constexpr (WIDE) {
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      if (m < a.M && unit % 4 == 0) sums[unit / 4 * COLUMNS + m] = sum;
+    } else {
+      if (m < a.M) sums[unit * COLUMNS + m] = sum;
+    }
+  }
+}
+
+// d[nt] += the units J of rows g and g + 8, times the tokens 8nt .. 8nt + 7.
+template <int BITS, class Half, int NT, int J, class RawCodes>
+__device__ __forceinline__ void multiply_units(const RawCodes (&raw)[2], int t,
+                                               const uint4* const (&tokens)[NT], int step,
+                                               float (&d)[NT][4]) {
+  using C = Codes<BITS>;
+  uint32_t a[2][4];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    uint32_t unit[C::kUnitWords];
+    raw[r].template unit<J>(t, unit);
+    C::template unpack<Half>(unit, a[r]);
+  }
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt) {
+    const uint4 b = tokens[nt][step * kStepUnits + 4 * J];
+    multiply_add<Half>(d[nt], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
+    multiply_add<Half>(d[nt], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
+  }
+}
+
+// sum += scale * (part - (zero - middle) * the sum of the tokens); rows g (0) and g + 8 (1).
+template <int NT, bool ZERO>
+__device__ __forceinline__ void add_scaled(float (&sum)[NT][4], const float (&part)[NT][4],
+                                           const uint32_t (&scale_bits)[2], const uint32_t (&zero_bits)[2],
+                                           uint32_t bytes, float middle, const float* token_sums) {
+  const float scale[2] = {parameter_value(scale_bits[0], bytes), parameter_value(scale_bits[1], bytes)};
+  float shift[2] = {0, 0};
+  if constexpr (ZERO) {
+    shift[0] = parameter_value(zero_bits[0], bytes) - middle;
+    shift[1] = parameter_value(zero_bits[1], bytes) - middle;
+  }
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt) {
+    float2 tokens = {0, 0};
+    if constexpr (ZERO) tokens = *reinterpret_cast<const float2*>(token_sums + 8 * nt);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float v = part[nt][i];
+      if constexpr (ZERO) v -= shift[i / 2] * (i % 2 ? tokens.y : tokens.x);
+      sum[nt][i] += scale[i / 2] * v;
+    }
+  }
+}
+
+// Adds up what the warps and the blocks of the cluster have, and stores it.
+template <class Half, int WARP_FLOATS>
+__device__ void store(const Arguments& a, const float* sums, float* parts, int block, int rank) {
+  const int rows = a.tiles * 16, total = rows * a.M, n_first = block * rows;
+  auto of_block = [&](int i) {
+    const int m = i / rows, r = i % rows;
+    const float* place = sums + r / 16 * WARP_FLOATS + m * kSumStride + r % 16;
+    float v = 0;
+    for (int s = 0; s < a.splits; ++s) v += place[s * a.tiles * WARP_FLOATS];
+    return v;
+  };
+  auto put = [&](int i, float v) {
+    const int m = i / rows, n = n_first + i % rows;
+    if (n >= a.N) return;
+    if (a.bias) v += load_float(a.bias, a.bias_dtype, n);
+    Half* const y = reinterpret_cast<Half*>(a.y) + static_cast<int64_t>(m) * a.N + n;
+    if constexpr (is_bf16<Half>) *y = __float2bfloat16_rn(v);
+    else *y = __float2half_rn(v);
+  };
+  if (a.cluster == 1) {
+    for (int i = threadIdx.x; i < total; i += blockDim.x) put(i, of_block(i));
+    return;
+  }
+  for (int i = threadIdx.x; i < total; i += blockDim.x) parts[i] = of_block(i);
+  synchronize_cluster();
+  const int begin = total * rank / a.cluster, end = total * (rank + 1) / a.cluster;
+  for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    float v = 0;
+    for (int r = 0; r < a.cluster; ++r) v += read_of_cluster(parts + i, r);
+    put(i, v);
+  }
+  synchronize_cluster();  // no block ends while others read its shared memory
+}
+
+// THREADS: the most a block may have, which leaves each 65536 / THREADS registers. SLOTS: of steps in shared memory, all
+// but one of them under way. EARLY: the grid may start before the one in front of it has ended (programmatic dependent launch).
+template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int SLOTS, int THREADS, bool EARLY>
+__global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant__ Arguments a) {
+  using C = Codes<BITS>;
+  constexpr int kColumns = 8 * NT, kStepBytes = kStep / 8 * C::kUnitBytes;
+  extern __shared__ uint4 x_shared[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int tile = warp % a.tiles, split = warp / a.tiles;
+  const int rank = a.cluster > 1 ? cluster_rank() : 0, block = blockIdx.x / a.cluster;
+  const int first = a.steps * rank / a.cluster, last = a.steps * (rank + 1) / a.cluster;
+  const int begin = first + (last - first) * split / a.splits;
+  const int end = first + (last - first) * (split + 1) / a.splits;
+
+  // Of this lane's rows; rows behind N repeat the last one and are not stored.
+  const uint8_t* codes[2];  // of the step that is fetched next
+  uint32_t parameters[2];   // byte of the first scale
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = min((block * a.tiles + tile) * 16 + g + 8 * r, a.N - 1);
+    codes[r] = a.codes + row * a.row_bytes + begin * kStepBytes;
+    parameters[r] = row * a.scale_stride * a.scale_bytes;
+  }
+  constexpr int kRowBytes = step_bytes(C::kUnitBytes, WIDE) / 2, kWarpBytes = warp_bytes(C::kUnitBytes, WIDE, kColumns, SLOTS);
+  uint8_t* const shared = reinterpret_cast<uint8_t*>(x_shared + a.M * a.x_row);
+  uint8_t* const ring = shared + warp * kWarpBytes;
+  auto fetch = [&](int step, int slot) {
+    if (step < end) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        Raw<BITS, WIDE>::copy(ring + (2 * slot + r) * kRowBytes, codes[r], t, lane, a.K - step * kStep);
+        codes[r] += kStepBytes;
+      }
+    }
+    commit_copies();  // a group a step, so that their number tells what has come
+  };
+  for (int i = 0; i < SLOTS - 1; ++i) fetch(begin + i, i);
+
+  if constexpr (EARLY) {
+    wait_for_earlier_grids();
+    let_later_grids_start();
+  }
+  stage_tokens<BITS, WIDE>(a, x_shared, first, last);
+  __syncthreads();
+  float* const parts = reinterpret_cast<float*>(shared + blockDim.x / 32 * kWarpBytes);  // of the block, for the cluster
+  float* const token_sums = parts + (a.cluster > 1 ? a.tiles * 16 * kColumns : 0);
+  if constexpr (ZERO) {
+    sum_tokens<Half, WIDE, kColumns>(a, x_shared, token_sums, last - first);
+    __syncthreads();
+  }
+
+  const uint4* tokens[NT];  // columns behind M repeat the last token and are not stored
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt) tokens[nt] = x_shared + min(8 * nt + g, a.M - 1) * a.x_row + t;
+
+  // Scales and zeros of a step (four spans if narrow) are loaded a step ahead: most are in L1 already.
+  constexpr int kSpans = WIDE ? 1 : 4;
+  uint32_t scale[kSpans][2], zero[kSpans][2];
+  auto fetch_parameters = [&](int step) {
+#pragma unroll
+    for (int j = 0; j < kSpans; ++j)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (step >= end || (!WIDE && step * kStep + 32 * j >= a.K)) continue;
+        const uint32_t byte = parameters[r] + group_of(a, kSpans * step + j) * a.scale_bytes;
+        scale[j][r] = load_parameter(a.scale, byte, a.scale_bytes);
+        if constexpr (ZERO) zero[j][r] = load_parameter(a.zero, byte, a.scale_bytes);
+      }
+  };
+  fetch_parameters(begin);
+
+  float sum[NT][4] = {};
+  int slot = 0;
+  for (int step = begin; step < end; ++step) {
+    wait_for_copies<SLOTS - 2>();
+    Raw<BITS, WIDE> raw[2];
+    raw[0].read(ring + 2 * slot * kRowBytes, lane);
+    raw[1].read(ring + (2 * slot + 1) * kRowBytes, lane);
+    fetch(step + SLOTS - 1, slot ? slot - 1 : SLOTS - 1);  // the slot that the last step has used up
+    slot = slot + 1 < SLOTS ? slot + 1 : 0;
+    const float* const x_sums = token_sums + kSpans * (step - first) * kColumns + 2 * t;
+    if constexpr (WIDE) {
+      float even[NT][4] = {}, odd[NT][4] = {};  // two chains of instructions that wait for each other
+      multiply_units<BITS, Half, NT, 0>(raw, t, tokens, step - first, even);
+      multiply_units<BITS, Half, NT, 1>(raw, t, tokens, step - first, odd);
+      multiply_units<BITS, Half, NT, 2>(raw, t, tokens, step - first, even);
+      multiply_units<BITS, Half, NT, 3>(raw, t, tokens, step - first, odd);
+#pragma unroll
+      for (int nt = 0; nt < NT; ++nt)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) even[nt][i] += odd[nt][i];
+      add_scaled<NT, ZERO>(sum, even, scale[0], zero[0], a.scale_bytes, C::kMiddle, x_sums);
+    } else {
+      auto span = [&]<int J>(std::integral_constant<int, J>) {
+        if (step * kStep + 32 * J >= a.K) return;
+        float part[NT][4] = {};
+        multiply_units<BITS, Half, NT, J>(raw, t, tokens, step - first, part);
+        add_scaled<NT, ZERO>(sum, part, scale[J], zero[J], a.scale_bytes, C::kMiddle, x_sums + J * kColumns);
+      };
+      span(std::integral_constant<int, 0>{});
+      span(std::integral_constant<int, 1>{});
+      span(std::integral_constant<int, 2>{});
+      span(std::integral_constant<int, 3>{});
+    }
+    fetch_parameters(step + 1);
+  }
+
+  // (column, row) of the warp, over its codes
+  float* const mine = reinterpret_cast<float*>(ring);
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) mine[(8 * nt + 2 * t + i % 2) * kSumStride + g + i / 2 * 8] = sum[nt][i];
+  __syncthreads();
+  store<Half, kWarpBytes / 4>(a, reinterpret_cast<const float*>(shared), parts, block, rank);
+}
+
+}  // namespace ao::small

@@ -1,0 +1,7 @@
+#include "cuda/weight_only_launch.cuh"
+
+namespace ao::small {
+
+template cudaError_t launch<4>(const LinearArgs&, const Device&, const Plan&, cudaStream_t);
+
+}  // namespace ao::small

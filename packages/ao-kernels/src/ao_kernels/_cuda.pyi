@@ -1,0 +1,38 @@
+"""The compiled extension with the CUDA kernels. The ops return NotImplemented for arguments that
+they do not take as they are. Their first argument is what CPU kernels call n_threads; it is
+ignored."""
+
+from torch import Tensor
+
+def device_refusal(device: int) -> str: ...
+def most_token_values(device: int) -> int: ...
+def int4_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def intx_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...

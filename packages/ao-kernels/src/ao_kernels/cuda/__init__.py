@@ -1,0 +1,24 @@
+"""CUDA kernels: thin calls into the compiled extension ``ao_kernels._cuda``.
+
+Imported only when arguments are on an accelerator or AO_KERNELS=cuda|triton. ``unavailable`` says
+why there are none ("" when there are).
+"""
+
+import importlib.util
+
+KERNELS = ("int4_linear", "int8_linear", "intx_linear")
+
+if importlib.util.find_spec("ao_kernels._cuda") is None:
+    unavailable = (
+        "the compiled extension ao_kernels._cuda is not there: it is built where a CUDA toolkit is "
+        "found (AO_KERNELS_CUDA=on in the environment of the build makes its absence an error)"
+    )
+else:
+    try:
+        from ao_kernels import _cuda  # noqa: F401
+    except ImportError as error:
+        unavailable = f"the compiled extension ao_kernels._cuda cannot be imported ({error})"
+    else:
+        unavailable = ""
+
+__all__ = ["KERNELS", "unavailable"]

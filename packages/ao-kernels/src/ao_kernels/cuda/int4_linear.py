@@ -1,0 +1,36 @@
+"""int4 weight-only linear in the compiled CUDA extension."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ao_kernels import _cuda
+from ao_kernels.cuda.weight import aligned, refusal
+from ao_kernels.ops.int4_linear import int4_linear
+
+
+def _supports(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None,
+) -> str | None:
+    return refusal(x, codes, scale, zero, group_size, bias)
+
+
+@int4_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.int4_linear)
+def _run(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None,
+) -> Tensor:
+    y = _cuda.int4_linear(
+        0, aligned(x), aligned(codes), aligned(scale), aligned(zero), group_size, aligned(bias)
+    )
+    assert y is not NotImplemented
+    return y

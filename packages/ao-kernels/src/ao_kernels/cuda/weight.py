@@ -1,0 +1,75 @@
+"""What the CUDA kernels of weight-only linears accept, and how arguments are made acceptable."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from ao_kernels import _cuda
+from ao_kernels.cpu.weight import dense
+
+_X_DTYPES = (torch.bfloat16, torch.float16)
+_BIAS_DTYPES = (torch.float32, *_X_DTYPES)
+_MOST_TOKENS = 16
+
+
+def refusal(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None,
+) -> str | None:
+    """Why no CUDA linear takes these arguments (which passed the op's check), or None."""
+    if x.dtype not in _X_DTYPES:
+        return f"x has dtype {x.dtype}; the CUDA kernels take bfloat16 and float16"
+    if bias is not None and bias.dtype not in _BIAS_DTYPES:
+        return f"bias has dtype {bias.dtype}; the CUDA kernels take float32, bfloat16 and float16"
+    if x.shape[-1] == 0:
+        return "x has no input features"
+    if x.dim() > 16:
+        return f"x has {x.dim()} dimensions; the CUDA kernels take up to 16"
+    for tensor in (codes, scale, zero, bias):
+        if tensor is not None and tensor.device != x.device:
+            return f"the arguments are on {x.device} and {tensor.device}"
+    unusable = _device_refusal(x.device.index)
+    if unusable:
+        return unusable
+    K = x.shape[-1]
+    M = x.numel() // K
+    if M > _MOST_TOKENS:
+        return f"x has {M} tokens; the CUDA kernels take up to {_MOST_TOKENS}"
+    if K % 32:
+        return f"x has {K} input features; the CUDA kernels take multiples of 32"
+    if group_size < K and group_size % 32:
+        return f"group_size is {group_size}; the CUDA kernels take multiples of 32"
+    most = _most_token_values(x.device.index)
+    if x.numel() > most:
+        return f"x has {x.numel()} values; the CUDA kernels take up to {most} on this device"
+    if scale.numel() > 2**30:
+        return f"scale has {scale.numel()} values; the CUDA kernels take up to {2**30}"
+    return None
+
+
+# torch.compile asks for reasons too, and cannot look into a compiled function.
+@torch.compiler.assume_constant_result
+def _device_refusal(index: int) -> str:
+    return _cuda.device_refusal(index)
+
+
+@torch.compiler.assume_constant_result
+def _most_token_values(index: int) -> int:
+    return _cuda.most_token_values(index)
+
+
+@overload
+def aligned(tensor: Tensor) -> Tensor: ...
+@overload
+def aligned(tensor: None) -> None: ...
+def aligned(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous, at an address that loads of 16 bytes can start from; None stays None."""
+    tensor = dense(tensor)
+    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()

@@ -1,0 +1,100 @@
+"""What is checked of every CUDA kernel of a weight-only linear."""
+
+from typing import Any
+
+import pytest
+import torch
+from gpu_contract import OnGpu, on_gpu
+from torch import Tensor
+
+from ao_kernels import cuda, force
+
+
+class CudaLinear(OnGpu):
+    """OnGpu, and what the kernels for few tokens must do: any address, any stream, any device.
+
+    Where the CUDA kernels take nothing (many tokens, float32), the op takes another.
+    """
+
+    backend, forced = "cuda", False
+
+    def call(self, M: int, N: int, K: int, group_size: int, dtype: torch.dtype) -> tuple[Any, ...]:
+        """Arguments of the op, on the CPU."""
+        raise NotImplementedError
+
+    @pytest.fixture(autouse=True)
+    def _extension(self, request: pytest.FixtureRequest) -> None:
+        if cuda.unavailable and request.function.__name__ != "test_the_extension_is_there":
+            pytest.skip(cuda.unavailable)
+
+    def test_the_extension_is_there(self) -> None:
+        """Fails where it was not built, for the others are skipped then."""
+        assert cuda.unavailable == ""
+
+    def test_samples_reach_the_kernel(self) -> None:
+        taken = [s for s in self.samples(torch.float16) if "cuda" not in self.op.why_not(*s.args)]
+        assert len(taken) >= 10
+
+    @pytest.mark.parametrize("M", range(1, 17))
+    def test_every_number_of_tokens(self, M: int) -> None:
+        before = force("cuda")
+        try:
+            self._match(on_gpu(self.call(M, 200, 1024, 128, torch.bfloat16)))
+            self._match(on_gpu(self.call(M, 72, 4096, 32, torch.float16)))
+        finally:
+            force(before)
+
+    def test_any_address(self) -> None:
+        """Contiguous arguments that start anywhere."""
+        args = on_gpu(self.call(3, 40, 512, 64, torch.bfloat16))
+        expected = self.op(*args)
+        for position, value in enumerate(args):
+            if isinstance(value, Tensor):
+                moved = torch.empty(value.numel() + 1, dtype=value.dtype, device="cuda")[1:]
+                moved = moved.view(value.shape).copy_(value)
+                others = (*args[:position], moved, *args[position + 1 :])
+                assert "cuda" not in self.op.why_not(*others)
+                assert torch.equal(self.op(*others), expected), position
+
+    def test_the_current_stream(self) -> None:
+        """The kernel waits for what its stream is doing."""
+        x, *others = on_gpu(self.call(2, 512, 1024, 128, torch.bfloat16))
+        late, stream = torch.zeros_like(x), torch.cuda.Stream()
+        expected = self.op(x, *others)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(20_000_000)
+            late.copy_(x)
+            y = self.op(late, *others)
+        stream.synchronize()
+        assert torch.equal(y, expected)
+
+    def test_another_device_than_the_current_one(self) -> None:
+        if torch.cuda.device_count() < 2:
+            pytest.skip("needs a CUDA device more")
+        args = self.call(2, 64, 256, 64, torch.bfloat16)
+        there = [a.to("cuda:1") if isinstance(a, Tensor) else a for a in args]
+        y = self.op(*there)
+        assert y.device == torch.device("cuda:1") and torch.cuda.current_device() == 0
+        assert torch.equal(y.cpu(), self.op(*on_gpu(args)).cpu())
+
+    def test_what_it_does_not_take(self) -> None:
+        for call, reason in [
+            ((17, 16, 128, 32, torch.bfloat16), "17 tokens; the CUDA kernels take up to 16"),
+            (
+                (1, 16, 136, 136, torch.bfloat16),
+                "136 input features; the CUDA kernels take multiples of 32",
+            ),
+            (
+                (1, 16, 96, 48, torch.bfloat16),
+                "group_size is 48; the CUDA kernels take multiples of 32",
+            ),
+            ((1, 16, 128, 32, torch.float32), "float32; the CUDA kernels take bfloat16"),
+        ]:
+            assert reason in self.op.why_not(*on_gpu(self.call(*call)))["cuda"]
+
+    def test_rows_do_not_depend_on_their_batch(self) -> None:
+        """Every token of one launch shape has the same bits wherever it stands."""
+        x, *others = on_gpu(self.call(16, 512, 1024, 128, torch.bfloat16))
+        y = self.op(x, *others)
+        assert torch.equal(self.op(x.flip(0), *others), y.flip(0))

@@ -1,0 +1,73 @@
+"""int4_linear in CUDA: on a GPU, and what is said where there is none."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cuda_contract import CudaLinear
+from linear_samples import CUDA_SHAPES, magnitude_intx, sample_intx
+from torch import Tensor
+
+from ao_core.packing import pack
+from ao_core.testing.op_contract import Sample
+from ao_kernels import cuda
+from ao_kernels.ops import int4_linear
+
+
+def _call(
+    M: int, N: int, K: int, group_size: int, dtype: torch.dtype, *, zero: bool = False
+) -> tuple[Any, ...]:
+    codes = torch.randint(0, 256, (N, -(-K // 8) * 4), dtype=torch.uint8)
+    n_groups = -(-K // group_size)
+    scale = (torch.rand(N, n_groups) / K**0.5).bfloat16()
+    zeros = (8 + torch.randn(N, n_groups)).bfloat16() if zero else None
+    return torch.randn(M, K).to(dtype), codes, scale, zeros, group_size, None
+
+
+@pytest.mark.gpu
+class TestOnGpu(CudaLinear):
+    op = int4_linear
+
+    def call(self, M: int, N: int, K: int, group_size: int, dtype: torch.dtype) -> tuple[Any, ...]:
+        return _call(M, N, K, group_size, dtype, zero=True)
+
+    def cpu_samples(self, dtype: torch.dtype) -> Iterator[Sample]:
+        for shapes in (CUDA_SHAPES, None):
+            samples = sample_intx(4, dtype, shapes) if shapes else sample_intx(4, dtype)
+            for name, *args in samples:
+                yield Sample(name, tuple(args))
+
+    def magnitude(self, args: tuple[Any, ...]) -> Tensor:
+        x, codes, scale, zero, group_size, bias = args
+        return magnitude_intx(x, codes, scale, zero, 4, group_size, bias)
+
+    def large(self, dtype: torch.dtype) -> Iterator[Sample]:
+        shapes = [(1, 4096, 4096, 128), (16, 4096, 4096, 32), (8, 14336, 4096, 128)]
+        shapes += [(16, 2048, 14336, 128), (5, 1000, 8192, 8192), (12, 4099, 4128, 64)]
+        for index, shape in enumerate(shapes):
+            args = _call(*shape, dtype, zero=index % 2 == 1)
+            yield Sample(f"{shape} {dtype}", args)
+
+    def test_every_code_in_every_place(self) -> None:
+        codes = torch.arange(16, dtype=torch.uint8).repeat(32)[None]
+        scale, packed = torch.ones(1, 1).cuda(), pack(codes, 4).cuda()
+        for dtype in (torch.bfloat16, torch.float16):
+            rows = torch.eye(512, dtype=dtype, device="cuda").split(16)
+            y = torch.cat([int4_linear(each, packed, scale, None, 512) for each in rows])
+            assert torch.equal(y[:, 0].cpu(), (codes[0].float() - 8).to(dtype))
+
+
+def test_says_why_it_does_not_take_cpu_tensors() -> None:
+    args = _call(1, 8, 32, 32, torch.bfloat16)
+    assert int4_linear.why_not(*args)["cuda"] == "runs on cuda; the arguments are on cpu"
+
+
+def test_the_extension_says_why_it_is_missing_or_refuses_cpu_tensors() -> None:
+    if cuda.unavailable:
+        assert "ao_kernels._cuda" in cuda.unavailable
+        return
+    from ao_kernels import _cuda
+
+    assert _cuda.int4_linear(0, *_call(1, 8, 32, 32, torch.bfloat16)) is NotImplemented
+    assert "CUDA device 63" in _cuda.device_refusal(63)
