@@ -79,14 +79,6 @@ __device__ __forceinline__ void let_later_grids_start() {
 #endif
 }
 
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return rank;
-}
-
 // All threads of all blocks of the cluster, with their shared memory.
 __device__ __forceinline__ void synchronize_cluster() {
 #if __CUDA_ARCH__ >= 900

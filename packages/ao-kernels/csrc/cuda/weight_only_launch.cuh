@@ -26,15 +26,15 @@ cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limi
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   const int rows = plan.tiles * 16;
-  config.gridDim = dim3((a.N + rows - 1) / rows * plan.cluster);
+  config.gridDim = dim3((a.N + rows - 1) / rows, plan.cluster);
   config.blockDim = dim3(plan.tiles * plan.splits * 32);
   config.dynamicSmemBytes = plan.shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
   if (plan.cluster > 1) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
-    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs].val.clusterDim.x = 1;
+    attributes[config.numAttrs].val.clusterDim.y = plan.cluster;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
   if (EARLY) {
@@ -46,16 +46,20 @@ cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limi
 
 inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide) {
   const bool one_group = a.group_size >= a.K;
+  const int steps = static_cast<int>((a.K + kStep - 1) / kStep);
+  const int slice = (steps + plan.cluster - 1) / plan.cluster;
   const uint32_t spans = static_cast<uint32_t>(a.group_size / (wide ? kStep : 32));
   return {.codes = a.codes, .x = static_cast<const uint16_t*>(a.x), .y = static_cast<uint16_t*>(a.y),
           .scale = a.scale, .zero = a.zero, .bias = a.bias, .x_stride = a.x_stride,
           .row_bytes = a.row_bytes, .scale_stride = static_cast<uint32_t>(a.scale_stride), .M = static_cast<int>(a.M),
           .N = static_cast<int>(a.N), .K = static_cast<int>(a.K),
-          .steps = static_cast<int>((a.K + kStep - 1) / kStep),
+          .steps = steps,
           .group_inverse = one_group || spans == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / spans + 1),
           .every_span = !one_group && spans == 1, .scale_bytes = a.scale_dtype == DType::f32 ? 4u : 2u,
           .bias_dtype = a.bias_dtype, .tiles = plan.tiles, .splits = plan.splits,
-          .cluster = plan.cluster, .x_row = plan.x_row};
+          .cluster = plan.cluster, .tiles_inverse = (255 + plan.tiles) / plan.tiles, .slice = slice,
+          .split_steps = slice / plan.splits, .longer_splits = slice % plan.splits,
+          .x_row = plan.x_row};
 }
 
 template <int BITS, class Half, int NT, bool WIDE>

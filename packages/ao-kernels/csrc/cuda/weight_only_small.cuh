@@ -47,6 +47,9 @@ struct Arguments {
   uint32_t scale_bytes;     // 2 or 4
   DType bias_dtype;
   int tiles, splits, cluster;
+  int tiles_inverse;        // warp / tiles = warp * this / 256
+  int slice;                // steps of a block; the last ones of a cluster may have fewer
+  int split_steps, longer_splits;  // steps of a split; the first ones have one more
   int x_row;                // 16-byte pieces from one token to the next in shared memory
 };
 
@@ -107,6 +110,7 @@ __device__ __forceinline__ float sum_of_pair(uint32_t pair) {
 template <int BITS, bool WIDE>
 __device__ void stage_tokens(const Arguments& a, uint4* x_shared, int first, int last) {
   const int pieces = (last - first) * kStepUnits, valid = a.K / 8 - first * kStepUnits;
+  if (pieces == 0) return;
   const uint16_t* source = a.x + first * kStep;
   int m = 0, piece = threadIdx.x;
   constexpr int kBatch = 4;
@@ -244,11 +248,12 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   constexpr int kColumns = 8 * NT, kStepBytes = kStep / 8 * C::kUnitBytes;
   extern __shared__ uint4 x_shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int tile = warp % a.tiles, split = warp / a.tiles;
-  const int rank = a.cluster > 1 ? cluster_rank() : 0, block = blockIdx.x / a.cluster;
-  const int first = a.steps * rank / a.cluster, last = a.steps * (rank + 1) / a.cluster;
-  const int begin = first + (last - first) * split / a.splits;
-  const int end = first + (last - first) * (split + 1) / a.splits;
+  // Without divisions: they would take as long as the first codes take to come.
+  const int split = warp * a.tiles_inverse >> 8, tile = warp - split * a.tiles;
+  const int block = blockIdx.x, rank = blockIdx.y;
+  const int first = min(rank * a.slice, a.steps), last = min(first + a.slice, a.steps);
+  const int begin = min(first + split * a.split_steps + min(split, a.longer_splits), last);
+  const int end = min(begin + a.split_steps + (split < a.longer_splits), last);
 
   // Of this lane's rows; rows behind N repeat the last one and are not stored.
   const uint8_t* codes[2];  // of the step that is fetched next
