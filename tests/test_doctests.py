@@ -9,6 +9,8 @@ import pkgutil
 
 import pytest
 
+from ao_kernels import cuda
+
 PACKAGES = ["ao_core", "ao_kernels", "ao_quant", "ao_hf"]
 OPTIONAL = {"triton", "transformers", "pytest"}  # a module that needs one of these may be absent
 
@@ -26,6 +28,8 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_examples(name: str) -> None:
+    if name.startswith("ao_kernels.cuda.") and cuda.unavailable:
+        pytest.skip(cuda.unavailable)
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -7,8 +7,8 @@ G = ceil(K / group_size).
     int8   codes in [-127, 127], int8           w ~ code * scale
     intx   codes in [0, 2**b - 1], uint8        w ~ (code - zero) * scale; zero is 2**(b-1) if None
 
-This file is long because docs/numerics.md and every kernel refer to it as one: integers, activations
-and float8 share their rounding, their smallest scale and what becomes of NaN.
+This file is long because docs/numerics.md and every kernel refer to it as one: integers,
+activations and float8 share their rounding, their smallest scale and what becomes of NaN.
 
 Float8: blocks of any shape share a scale; w ~ code * scale. `quantize_blocks` does the same to
 activations, to float8 or int8.
