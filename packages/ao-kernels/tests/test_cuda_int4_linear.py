@@ -28,6 +28,7 @@ def _call(
 @pytest.mark.gpu
 class TestOnGpu(CudaLinear):
     op = int4_linear
+    refuses_many_tokens = "float16; the CUDA kernel of more than 16 tokens takes bfloat16"
 
     def call(self, M: int, N: int, K: int, group_size: int, dtype: torch.dtype) -> tuple[Any, ...]:
         return _call(M, N, K, group_size, dtype, zero=True)
@@ -45,6 +46,7 @@ class TestOnGpu(CudaLinear):
     def large(self, dtype: torch.dtype) -> Iterator[Sample]:
         shapes = [(1, 4096, 4096, 128), (16, 4096, 4096, 32), (8, 14336, 4096, 128)]
         shapes += [(16, 2048, 14336, 128), (5, 1000, 8192, 8192), (12, 4099, 4128, 64)]
+        shapes += [(64, 4096, 4096, 128), (129, 4099, 4128, 64), (512, 14336, 4096, 4096)]
         for index, shape in enumerate(shapes):
             args = _call(*shape, dtype, zero=index % 2 == 1)
             yield Sample(f"{shape} {dtype}", args)
@@ -56,6 +58,21 @@ class TestOnGpu(CudaLinear):
             rows = torch.eye(512, dtype=dtype, device="cuda").split(16)
             y = torch.cat([int4_linear(each, packed, scale, None, 512) for each in rows])
             assert torch.equal(y[:, 0].cpu(), (codes[0].float() - 8).to(dtype))
+
+    @pytest.mark.parametrize("zero", [False, True])
+    def test_scales_of_any_size_with_many_tokens(self, zero: bool) -> None:
+        """Scales that the fused conversion takes stand beside some that it does not."""
+        x, codes, scale, zeros, group_size, bias = _call(
+            40, 64, 512, 128, torch.bfloat16, zero=zero
+        )
+        for low, high in ((-120, -100), (-40, 0), (-3, 3), (60, 80)):
+            factors = torch.exp2(torch.randint(low, high, scale.shape).float()).bfloat16()
+            args = (x, codes, scale * factors, zeros, group_size, bias)
+            assert "cuda" not in self.op.why_not(*on_gpu(args))
+            self._match(on_gpu(args))
+        scale[3, 1], x[5, 7] = float("nan"), float("inf")
+        y = int4_linear(*on_gpu((x, codes, scale, zeros, group_size, bias)))
+        assert y[:, 3].isnan().all() and not y[5].isfinite().any()
 
 
 def test_says_why_it_does_not_take_cpu_tensors() -> None:

@@ -7,12 +7,19 @@
 # The runtime is linked statically, so that the module imports anywhere; the driver is looked for at the first call.
 
 set(AO_CUDA_OPS
+  dequantize
   int4_linear
   int8_linear
   intx_linear
 )
 set(AO_CUDA_KERNELS
+  dequantize
   probe
+  weight_only_large
+  weight_only_large_128
+  weight_only_large_32
+  weight_only_large_64
+  weight_only_large_row
   weight_only_small_int4
   weight_only_small_int8
   weight_only_small_intx_even

@@ -1,12 +1,14 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/device.h"
+#include "cuda/weight_only_large.h"
 #include "cuda/weight_only_small.h"
 #include "tensor.h"
 
 namespace py = pybind11;
 
 // One declaration and one call an op; each is defined in csrc/cuda/<op>.cpp.
+void register_dequantize(py::module_& m);
 void register_int4_linear(py::module_& m);
 void register_int8_linear(py::module_& m);
 void register_intx_linear(py::module_& m);
@@ -19,6 +21,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("most_token_values", [](int device) { return ao::small::most_token_values(*ao::device(device)); },
         py::arg("device"), "The most values of x that a weight-only linear takes on this CUDA device.");
 
+  m.def("many_tokens_refusal", [](int device) { return ao::large::device_refusal(*ao::device(device)); },
+        py::arg("device"), "Why no int4 linear of more than 16 tokens runs on this CUDA device, or an empty string.");
+
+  register_dequantize(m);
   register_int4_linear(m);
   register_int8_linear(m);
   register_intx_linear(m);

@@ -6,6 +6,16 @@ from torch import Tensor
 
 def device_refusal(device: int) -> str: ...
 def most_token_values(device: int) -> int: ...
+def many_tokens_refusal(device: int) -> str: ...
+def dequantize(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    /,
+) -> Tensor: ...
 def int4_linear(
     n_threads: int,
     x: Tensor,

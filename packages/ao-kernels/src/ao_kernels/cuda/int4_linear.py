@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ao_kernels import _cuda
-from ao_kernels.cuda.weight import aligned, refusal
+from ao_kernels import _cuda, triton
+from ao_kernels.cuda import dequantized
+from ao_kernels.cuda.weight import aligned, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.int4_linear import int4_linear
 
 
@@ -17,7 +18,8 @@ def _supports(
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
-    return refusal(x, codes, scale, zero, group_size, bias)
+    few = not x.shape[-1] or tokens_of(x) <= 16
+    return (refusal if few else many_tokens_refusal)(x, codes, scale, zero, group_size, bias)
 
 
 @int4_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.int4_linear)
@@ -34,3 +36,28 @@ def _run(
     )
     assert y is not NotImplemented
     return y
+
+
+def _dequantizes(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None,
+) -> str | None:
+    if x.shape[-1] and tokens_of(x) <= 64 and not triton.unavailable:
+        return "Triton's kernel is faster with up to 64 tokens"
+    return dequantized.refusal(x, codes, scale, zero, bias)
+
+
+@int4_linear.kernel("cuda:dequantize", device="cuda", supports=_dequantizes)
+def _run_dequantized(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None,
+) -> Tensor:
+    return dequantized.linear(x, codes, scale, zero, 4, group_size, bias)

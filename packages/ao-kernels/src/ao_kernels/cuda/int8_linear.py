@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
+from ao_kernels.cuda import dequantized
 from ao_kernels.cuda.weight import aligned, refusal
 from ao_kernels.ops.int8_linear import int8_linear
 
@@ -30,3 +31,24 @@ def _run(
     y = _cuda.int8_linear(0, aligned(x), aligned(codes), aligned(scale), group_size, aligned(bias))
     assert y is not NotImplemented
     return y
+
+
+def _dequantizes(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    bias: Tensor | None,
+) -> str | None:
+    return dequantized.refusal(x, codes, scale, None, bias)
+
+
+@int8_linear.kernel("cuda:dequantize", device="cuda", supports=_dequantizes)
+def _run_dequantized(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    bias: Tensor | None,
+) -> Tensor:
+    return dequantized.linear(x, codes, scale, None, 0, group_size, bias)

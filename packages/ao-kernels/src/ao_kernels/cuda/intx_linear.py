@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
+from ao_kernels.cuda import dequantized
 from ao_kernels.cuda.weight import aligned, refusal
 from ao_kernels.ops.intx_linear import intx_linear
 
@@ -43,3 +44,28 @@ def _run(
     )
     assert y is not NotImplemented
     return y
+
+
+def _dequantizes(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None,
+) -> str | None:
+    return dequantized.refusal(x, codes, scale, zero, bias)
+
+
+@intx_linear.kernel("cuda:dequantize", device="cuda", supports=_dequantizes)
+def _run_dequantized(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None,
+) -> Tensor:
+    return dequantized.linear(x, codes, scale, zero, bits, group_size, bias)

@@ -13,6 +13,7 @@ from ao_kernels.cpu.weight import dense
 _X_DTYPES = (torch.bfloat16, torch.float16)
 _BIAS_DTYPES = (torch.float32, *_X_DTYPES)
 _MOST_TOKENS = 16
+_LIBRARY_TOKENS = 2048  # kLibraryTokens in weight_only_large.h
 
 
 def refusal(
@@ -23,23 +24,14 @@ def refusal(
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
-    """Why no CUDA linear takes these arguments (which passed the op's check), or None."""
+    """Why no CUDA linear of a few tokens takes these arguments (which passed the op's check), or
+    None."""
     if x.dtype not in _X_DTYPES:
         return f"x has dtype {x.dtype}; the CUDA kernels take bfloat16 and float16"
-    if bias is not None and bias.dtype not in _BIAS_DTYPES:
-        return f"bias has dtype {bias.dtype}; the CUDA kernels take float32, bfloat16 and float16"
-    if x.shape[-1] == 0:
-        return "x has no input features"
-    if x.dim() > 16:
-        return f"x has {x.dim()} dimensions; the CUDA kernels take up to 16"
-    for tensor in (codes, scale, zero, bias):
-        if tensor is not None and tensor.device != x.device:
-            return f"the arguments are on {x.device} and {tensor.device}"
-    unusable = _device_refusal(x.device.index)
-    if unusable:
-        return unusable
-    K = x.shape[-1]
-    M = x.numel() // K
+    reason = common_refusal(x, codes, scale, zero, bias)
+    if reason:
+        return reason
+    K, M = x.shape[-1], tokens_of(x)
     if M > _MOST_TOKENS:
         return f"x has {M} tokens; the CUDA kernels take up to {_MOST_TOKENS}"
     if K % 32:
@@ -54,10 +46,64 @@ def refusal(
     return None
 
 
+def many_tokens_refusal(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    bias: Tensor | None,
+) -> str | None:
+    """Why the int4 kernel of more than 16 tokens does not take these arguments, or None."""
+    if x.dtype != torch.bfloat16:
+        return f"x has dtype {x.dtype}; the CUDA kernel of more than 16 tokens takes bfloat16"
+    reason = common_refusal(x, codes, scale, zero, bias) or _many_tokens(x.device.index)
+    if reason:
+        return reason
+    K, M = x.shape[-1], tokens_of(x)
+    if M >= _LIBRARY_TOKENS:
+        return f"x has {M} tokens; from {_LIBRARY_TOKENS} on, dequantizing once is faster"
+    if K % 32:
+        return f"x has {K} input features; the CUDA kernels take multiples of 32"
+    if group_size >= K:
+        return "zeros go with groups here, not with rows" if zero is not None else None
+    if group_size % 128 and group_size not in (32, 64):
+        return f"group_size is {group_size}; with more than 16 tokens it is 32, 64 or 128 * n"
+    if scale.dtype != torch.bfloat16:
+        return f"scale has dtype {scale.dtype}; with more than 16 tokens it is bfloat16"
+    return None
+
+
+def common_refusal(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None
+) -> str | None:
+    """What no CUDA kernel of a linear takes, whatever its number of tokens."""
+    if bias is not None and bias.dtype not in _BIAS_DTYPES:
+        return f"bias has dtype {bias.dtype}; the CUDA kernels take float32, bfloat16 and float16"
+    if x.shape[-1] == 0:
+        return "x has no input features"
+    if x.dim() > 16:
+        return f"x has {x.dim()} dimensions; the CUDA kernels take up to 16"
+    for tensor in (codes, scale, zero, bias):
+        if tensor is not None and tensor.device != x.device:
+            return f"the arguments are on {x.device} and {tensor.device}"
+    return _device_refusal(x.device.index) or None
+
+
+def tokens_of(x: Tensor) -> int:
+    """Rows of x, which has input features."""
+    return x.numel() // x.shape[-1]
+
+
 # torch.compile asks for reasons too, and cannot look into a compiled function.
 @torch.compiler.assume_constant_result
 def _device_refusal(index: int) -> str:
     return _cuda.device_refusal(index)
+
+
+@torch.compiler.assume_constant_result
+def _many_tokens(index: int) -> str:
+    return _cuda.many_tokens_refusal(index)
 
 
 @torch.compiler.assume_constant_result

@@ -1,0 +1,96 @@
+// Host side of weight_only_large.cuh.
+#include <climits>
+
+#include "cuda/weight_only_large_launch.cuh"
+
+namespace ao::large {
+
+extern template cudaError_t launch_groups<0>(const Launch&);
+extern template cudaError_t launch_groups<1>(const Launch&);
+extern template cudaError_t launch_groups<2>(const Launch&);
+extern template cudaError_t launch_groups<4>(const Launch&);
+
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function, without linking the driver: the module must import where there is none.
+Encode encoder() {
+  static const Encode found = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                               cudaEnableDefault, &result);
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function)
+                                                                         : nullptr;
+  }();
+  return found;
+}
+
+// A (rows, columns) matrix whose rows are `pitch` bytes apart, read in boxes.
+bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data, int64_t columns, int64_t rows, int64_t pitch,
+            int box_columns, int box_rows, CUtensorMapSwizzle swizzle) {
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(pitch)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  return encoder()(map, type, 2, const_cast<void*>(data), sizes, pitches, box, steps,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+}  // namespace
+
+// Rules fitted to an H200: 4096 x 4096, 14336 x 4096 and 4096 x 14336 with 16 to 4096 tokens.
+Plan make_plan(int64_t M, int64_t N, int64_t K, const Device& device) {
+  const int64_t columns = (N + 127) / 128, blocks = (K + kStageK - 1) / kStageK;
+  Plan plan{.tokens = 256, .split = 1};
+  if (M <= 32) plan.tokens = 32;
+  else if (M <= 64 || (M <= 128 && columns < 64)) plan.tokens = 64;
+  else if (M <= 128 || columns * ((M + 255) / 256) < 100) plan.tokens = 128;
+  if (plan.tokens == 256) return plan;
+  const int64_t tiles = columns * ((M + plan.tokens - 1) / plan.tokens);
+  const int most = plan.tokens == 128 ? 4 : 8;
+  while (plan.split < most && tiles * plan.split * 2 <= device.multiprocessors && blocks >= 16 * plan.split) plan.split *= 2;
+  // Two CTAs of a multiprocessor, each with half of K, rather than one.
+  if (plan.split == 1 && plan.tokens < 128 && tiles <= device.multiprocessors && blocks >= 16) plan.split = 2;
+  return plan;
+}
+
+const char* device_refusal(const Device& device) {
+  if (device.capability / 10 != 9) return "the kernel of more than 16 tokens needs compute capability 9";
+  return encoder() ? "" : "the driver cannot describe tensors to the copy engine";
+}
+
+bool takes(const LinearArgs& a, const Device& device) {
+  const bool one_group = a.group_size >= a.K;
+  if (*device_refusal(device) || a.x_dtype != DType::bf16 || a.M >= kLibraryTokens || a.K % 32) return false;
+  if (one_group ? a.zero != nullptr : a.scale_dtype != DType::bf16) return false;
+  if (!one_group && a.group_size % kStageK && a.group_size != 64 && a.group_size != 32) return false;
+  // Coordinates of the copy engine are ints, and its rows begin at multiples of 16 bytes.
+  return a.N <= INT_MAX - 256 && a.K <= INT_MAX / 16 && a.x_stride % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(a.codes) % 16 == 0 && reinterpret_cast<uintptr_t>(a.x) % 16 == 0;
+}
+
+cudaError_t launch(const LinearArgs& a, const Device& device, cudaStream_t stream) {
+  Launch l;
+  l.plan = make_plan(a.M, a.N, a.K, device);
+  l.multiprocessors = device.multiprocessors;
+  l.stream = stream;
+  const bool vectors = a.scale_stride % 8 == 0 && reinterpret_cast<uintptr_t>(a.scale) % 16 == 0 &&
+                       reinterpret_cast<uintptr_t>(a.zero) % 16 == 0;
+  l.args = {.scale = a.scale, .zero = a.zero, .bias = a.bias, .y = static_cast<__nv_bfloat16*>(a.y),
+            .M = static_cast<int>(a.M), .N = static_cast<int>(a.N), .K = static_cast<int>(a.K), .G = static_cast<int>(a.G),
+            .scale_stride = static_cast<int>(a.scale_stride), .group_size = static_cast<int>(a.group_size),
+            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .vector_scales = vectors};
+  if (!encode(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, a.x, a.K, a.M, 2 * a.x_stride, 64, l.plan.tokens,
+              CU_TENSOR_MAP_SWIZZLE_128B) ||
+      !encode(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, a.codes, a.row_bytes, a.N, a.row_bytes, kStageCodeBytes,
+              128, CU_TENSOR_MAP_SWIZZLE_64B))
+    return cudaErrorInvalidValue;
+  if (a.G == 1) return launch_groups<0>(l);
+  if (a.group_size % kStageK == 0) return launch_groups<1>(l);
+  return a.group_size == 64 ? launch_groups<2>(l) : launch_groups<4>(l);
+}
+
+}  // namespace ao::large

@@ -1,0 +1,31 @@
+// int4 weight-only linear of many tokens on Hopper GPUs: what is taken, how the work is cut, and the launch.
+// The kernel is in weight_only_large.cuh; weight_only_large_<groups>.cu compile it.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "cuda/device.h"
+#include "linear.h"
+
+namespace ao::large {
+
+// From this many tokens on, dequantizing the weight once and the library's product are faster (H200, 14336 x 4096: 1024 tokens take
+// 173 us here and 187 so, 4096 tokens 722 and 640).
+constexpr int64_t kLibraryTokens = 2048;
+
+// tokens of a tile (32, 64, 128 or 256) and CTAs that share a tile.
+struct Plan {
+  int tokens, split;
+};
+
+Plan make_plan(int64_t M, int64_t N, int64_t K, const Device& device);
+
+// Why no kernel of many tokens runs on this device, or "".
+const char* device_refusal(const Device& device);
+
+// Whether the kernel takes these arguments, more than a few tokens; ao_kernels/cuda/weight.py says why not in words.
+bool takes(const LinearArgs& a, const Device& device);
+
+// For arguments that are taken.
+cudaError_t launch(const LinearArgs& a, const Device& device, cudaStream_t stream);
+
+}  // namespace ao::large
