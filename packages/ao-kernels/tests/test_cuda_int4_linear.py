@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_contract import CudaLinear
+from gpu_contract import on_gpu
 from linear_samples import CUDA_SHAPES, magnitude_intx, sample_intx
 from torch import Tensor
 

@@ -16,13 +16,15 @@ __device__ inline void store(float* to, float v) { *to = v; }
 __device__ inline void store(__nv_bfloat16* to, float v) { *to = __float2bfloat16(v); }
 __device__ inline void store(__half* to, float v) { *to = __float2half(v); }
 
-// Eight codes as integers; BITS 0: int8.
+// Eight codes; BITS 0: int8. aligned: p is a multiple of their bytes.
 template <int BITS>
-__device__ inline void load_codes(const uint8_t* p, float (&codes)[8]) {
+__device__ inline void load_codes(const uint8_t* p, bool aligned, float (&codes)[8]) {
   constexpr int kBytes = BITS ? BITS : 8;
   uint64_t word = 0;
-  if constexpr (kBytes == 4) {
-    word = *reinterpret_cast<const uint32_t*>(p);  // rows are multiples of 4 bytes, and the first is aligned
+  if (kBytes == 4 && aligned) {
+    word = *reinterpret_cast<const uint32_t*>(p);
+  } else if (kBytes == 8 && aligned) {
+    word = *reinterpret_cast<const uint64_t*>(p);
   } else {
 #pragma unroll
     for (int i = 0; i < kBytes; ++i) word |= uint64_t{p[i]} << 8 * i;
@@ -34,33 +36,41 @@ __device__ inline void load_codes(const uint8_t* p, float (&codes)[8]) {
   }
 }
 
+// Blocks stand over the eights of a row (x) and over rows (y).
 template <int BITS, class Out>
 __global__ void dequantize_eights(const LinearArgs a) {
-  const int64_t of_row = (a.K + 7) / 8, count = a.N * of_row;
-  Out* const w = static_cast<Out*>(a.y);
-  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < count; at += int64_t{gridDim.x} * blockDim.x) {
-    const int64_t n = at / of_row, k = (at - n * of_row) * 8;
-    const int64_t parameter = n * a.scale_stride + k / a.group_size;
+  const int64_t k = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 8;
+  if (k >= a.K) return;
+  constexpr int kBytes = BITS ? BITS : 8;
+  const bool aligned = a.row_bytes % kBytes == 0 && reinterpret_cast<uintptr_t>(a.codes) % kBytes == 0;
+  const int left = a.K - k < 8 ? static_cast<int>(a.K - k) : 8;
+  const int64_t group = k / a.group_size;
+  for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
+    const int64_t parameter = n * a.scale_stride + group;
     const float scale = load_float(a.scale, a.scale_dtype, parameter);
-    const float zero = a.zero ? load_float(a.zero, a.scale_dtype, parameter) : BITS ? static_cast<float>(1 << (BITS - 1 + !BITS)) : 0.0f;
-    const int left = a.K - k < 8 ? static_cast<int>(a.K - k) : 8;
+    float zero = BITS ? static_cast<float>(1 << (BITS ? BITS - 1 : 0)) : 0.0f;
+    if (a.zero) zero = load_float(a.zero, a.scale_dtype, parameter);
+    const uint8_t* const of_row = a.codes + n * a.row_bytes + k / 8 * kBytes;
     alignas(16) Out out[8];
     if (BITS || left == 8) {
       float codes[8];
-      load_codes<BITS>(a.codes + n * a.row_bytes + k / 8 * (BITS ? BITS : 8), codes);
+      load_codes<BITS>(of_row, aligned, codes);
 #pragma unroll
       for (int i = 0; i < 8; ++i) store(out + i, (codes[i] - zero) * scale);
     } else {
-      for (int i = 0; i < left; ++i)
-        store(out + i, static_cast<float>(reinterpret_cast<const int8_t*>(a.codes)[n * a.row_bytes + k + i]) * scale);
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i < left) store(out + i, static_cast<float>(static_cast<int8_t>(of_row[i])) * scale);
     }
-    Out* const to = w + n * a.K + k;
+    Out* const to = static_cast<Out*>(a.y) + n * a.K + k;
     if (a.K % 8 == 0) {
 #pragma unroll
       for (int i = 0; i < static_cast<int>(sizeof(out) / 16); ++i)
         reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(out)[i];
     } else {
-      for (int i = 0; i < left; ++i) to[i] = out[i];
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i < left) to[i] = out[i];
     }
   }
 }
@@ -68,9 +78,9 @@ __global__ void dequantize_eights(const LinearArgs a) {
 template <int BITS>
 cudaError_t launch(const LinearArgs& a, int multiprocessors, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  const int64_t blocks = (a.N * ((a.K + 7) / 8) + kThreads - 1) / kThreads;
-  const int64_t most = int64_t{multiprocessors} * 32;
-  const dim3 grid(static_cast<unsigned>(blocks < most ? blocks : most));
+  const auto columns = static_cast<unsigned>((a.K + 8 * kThreads - 1) / (8 * kThreads));
+  const int64_t most = (int64_t{multiprocessors} * 32 + columns - 1) / columns;  // rows at a time
+  const dim3 grid(columns, static_cast<unsigned>(a.N < most ? a.N : most < 65535 ? most : 65535));
   switch (a.x_dtype) {
     case DType::bf16: dequantize_eights<BITS, __nv_bfloat16><<<grid, kThreads, 0, stream>>>(a); break;
     case DType::f16: dequantize_eights<BITS, __half><<<grid, kThreads, 0, stream>>>(a); break;
