@@ -1,11 +1,12 @@
 """Weight-only linears by way of a dequantized weight and torch's own product.
 
-    w_NK = (code - zero) * scale, rounded once to the dtype of x      y_MN = x_MK @ w_NK.T + bias_N
+    w_NK = (code - zero) * scale      y_MN = x_MK @ w_NK.T + bias_N
 
-One kernel makes the weight, in memory that torch's allocator lends for the call: as much as the
-unquantized layer has. With many tokens the product takes so long that this shows little (H200,
-14336 x 4096 bfloat16: 35 us beside 604 with 4096 tokens), and a library's product is the fastest
-there is. float16 weights beyond 65504 become inf, as in any float16 model.
+One kernel makes the weight, in memory that torch's allocator lends for the call. With more than 16
+tokens it is rounded once to the dtype of x, and float16 weights beyond 65504 become inf, as in any
+float16 model: the product of a library is then the fastest there is, and takes so long with many
+tokens that the rest shows little. Fewer tokens, which come here in shapes that no other kernel
+takes, are multiplied in float32, so that they are as exact as there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear as product
 
 from ao_kernels import _cuda
-from ao_kernels.cuda.weight import aligned, common_refusal
+from ao_kernels.cuda.weight import FEW_TOKENS, aligned, common_refusal, tokens_of
 
 _X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -39,9 +40,11 @@ def linear(
     bias: Tensor | None,
 ) -> Tensor:
     """x (..., K) -> (..., N); bits 0: int8 codes."""
-    like = x.new_empty((0, x.shape[-1]))
+    few = tokens_of(x) <= FEW_TOKENS
+    like = x.new_empty((0, x.shape[-1]), dtype=torch.float32 if few else x.dtype)
     w_NK = _cuda.dequantize(like, aligned(codes), aligned(scale), aligned(zero), bits, group_size)
     assert w_NK is not NotImplemented
-    if bias is None or bias.dtype == x.dtype:
+    if not few and (bias is None or bias.dtype == x.dtype):
         return product(x, w_NK, bias)
-    return (product(x, w_NK).float() + bias.float()).to(x.dtype)
+    y = product(x.to(w_NK.dtype), w_NK).float()
+    return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda, triton
 from ao_kernels.cuda import dequantized
-from ao_kernels.cuda.weight import aligned, many_tokens_refusal, refusal, tokens_of
+from ao_kernels.cuda.weight import FEW_TOKENS, aligned, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.int4_linear import int4_linear
 
 
@@ -18,7 +18,7 @@ def _supports(
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
-    few = not x.shape[-1] or tokens_of(x) <= 16
+    few = not x.shape[-1] or tokens_of(x) <= FEW_TOKENS
     return (refusal if few else many_tokens_refusal)(x, codes, scale, zero, group_size, bias)
 
 

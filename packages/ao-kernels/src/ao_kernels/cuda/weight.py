@@ -12,7 +12,7 @@ from ao_kernels.cpu.weight import dense
 
 _X_DTYPES = (torch.bfloat16, torch.float16)
 _BIAS_DTYPES = (torch.float32, *_X_DTYPES)
-_MOST_TOKENS = 16
+FEW_TOKENS = 16  # kMostTokens in weight_only_small.h
 _LIBRARY_TOKENS = 2048  # kLibraryTokens in weight_only_large.h
 
 
@@ -32,8 +32,8 @@ def refusal(
     if reason:
         return reason
     K, M = x.shape[-1], tokens_of(x)
-    if M > _MOST_TOKENS:
-        return f"x has {M} tokens; the CUDA kernels take up to {_MOST_TOKENS}"
+    if M > FEW_TOKENS:
+        return f"x has {M} tokens; the CUDA kernels take up to {FEW_TOKENS}"
     if K % 32:
         return f"x has {K} input features; the CUDA kernels take multiples of 32"
     if group_size < K and group_size % 32:
