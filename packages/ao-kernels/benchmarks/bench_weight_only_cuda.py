@@ -1,0 +1,131 @@
+"""Weight-only linears on a GPU against bf16 F.linear and, where they are installed, the kernels of
+torchao (torch's tinygemm) and gemlite: microseconds a layer and the share of the limit, which is
+reading the layer once, or the products at cuBLAS's rate where those take longer.
+
+python benchmarks/bench_weight_only_cuda.py --shapes 4096x4096 --tokens 1,16,256 --formats int4,int8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from measure_cuda import Report, alternate, arguments, check_close, count_layers, shapes
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ao_core.packing import pack
+from ao_kernels.ops import int4_linear, int8_linear, intx_linear
+
+Calls = Sequence[Callable[[], object]]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.set_defaults(shapes="4096x4096,14336x4096,4096x14336", tokens="1,16,64,256,1024,4096")
+    parser.add_argument("--formats", default="int4,int8", help="int4,int8,int1,int2,...,int7")
+    options = parser.parse_args()
+    report = Report("weight_only_linear", options.out)
+    with torch.inference_mode():
+        for N, K in shapes(options.shapes):
+            dense = _layers(N * K * 2, lambda N=N, K=K: torch.randn(N, K, device="cuda").bfloat16())
+            for name in options.formats.split(","):
+                layer = _FORMATS.get(name, _intx)
+                layers = _layers(
+                    N * K * int(name[3:]) // 8,
+                    lambda: layer(N, K, int(name[3:]), options.group_size),
+                )
+                for M in map(int, options.tokens.split(",")):
+                    _case(report, f"{name} {N}x{K} M={M}", M, layers, dense, options.seconds)
+
+
+class _Layer:
+    """A quantized weight: its tensors, the op on them, and the weight it stands for."""
+
+    def __init__(
+        self, tensors: Sequence[Tensor], call: Callable[[Tensor], Tensor], weight: Tensor
+    ) -> None:
+        self.tensors, self.call, self.weight = tensors, call, weight.bfloat16()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def _int4(N: int, K: int, bits: int, g: int) -> _Layer:
+    q = torch.randint(0, 16, (N, K), dtype=torch.uint8, device="cuda")
+    codes, scale = pack(q, 4), (torch.rand(N, K // g, device="cuda") / K**0.5).bfloat16()
+    w = (q.float() - 8) * scale.float().repeat_interleave(g, 1)
+    return _Layer((codes, scale), lambda x: int4_linear(x, codes, scale, None, g, None), w)
+
+
+def _int8(N: int, K: int, bits: int, g: int) -> _Layer:
+    codes = torch.randint(-127, 128, (N, K), device="cuda").to(torch.int8)
+    scale = torch.rand(N, 1, device="cuda") / (64 * K**0.5)
+    w = codes.float() * scale
+    return _Layer((codes, scale), lambda x: int8_linear(x, codes, scale, K, None), w)
+
+
+def _intx(N: int, K: int, bits: int, g: int) -> _Layer:
+    q = torch.randint(0, 2**bits, (N, K), dtype=torch.uint8, device="cuda")
+    codes, scale = pack(q, bits), (torch.rand(N, K // g, device="cuda") / K**0.5).bfloat16()
+    w = (q.float() - 2 ** (bits - 1)) * scale.float().repeat_interleave(g, 1)
+    return _Layer((codes, scale), lambda x: intx_linear(x, codes, scale, None, bits, g, None), w)
+
+
+_FORMATS = {"int4": _int4, "int8": _int8}
+
+
+def _layers(n_bytes: int, make: Callable[[], object]) -> list:
+    return [make() for _ in range(count_layers(n_bytes))]
+
+
+def _case(
+    report: Report, case: str, M: int, layers: list[_Layer], dense: list[Tensor], seconds: float
+) -> None:
+    N, K = dense[0].shape
+    x = torch.randn(M, K, device="cuda").bfloat16()
+    check_close("ours", layers[0].call(x), linear(x.float(), layers[0].weight.float()), 0.01)
+    sides: dict[str, Calls] = {
+        "ours": [lambda a=a: a.call(x) for a in layers],
+        "bf16": [lambda w=w: linear(x, w) for w in dense],
+    }
+    if case.startswith("int4"):
+        _add_tinygemm(sides, x, N, K, len(layers))
+        _add_gemlite(sides, x, N, K, len(layers))
+    measured = alternate(sides, seconds=seconds, product=torch.bfloat16 if M >= 64 else None)
+    n_bytes = layers[0].nbytes + x.nbytes + M * N * 2
+    report.add(case, measured, n_bytes, 2 * M * N * K)
+
+
+def _add_tinygemm(sides: dict[str, Calls], x: Tensor, N: int, K: int, n_layers: int) -> None:
+    """torch's kernel, which torchao's int4 layout for batch 1 calls; group 128."""
+    if len(x) > 256:
+        return  # takes milliseconds
+    layers = []
+    for _ in range(n_layers):
+        q = torch.randint(0, 256, (N, K // 2), dtype=torch.uint8, device="cuda")
+        packed = torch.ops.aten._convert_weight_to_int4pack(q, 8)
+        layers.append((packed, torch.rand(K // 128, N, 2, device="cuda").bfloat16()))
+    op = torch.ops.aten._weight_int4pack_mm
+    sides["tinygemm"] = [lambda a=a: op(x, a[0], 128, a[1]) for a in layers]
+
+
+def _add_gemlite(sides: dict[str, Calls], x: Tensor, N: int, K: int, n_layers: int) -> None:
+    """gemlite's dispatcher with its own tuning, where it is installed; group 128."""
+    try:
+        from gemlite import DType, GemLiteLinear
+    except ImportError:
+        return
+    layers = []
+    for _ in range(n_layers):
+        layer = GemLiteLinear(4, 128, K, N, DType.BF16, DType.BF16)
+        q = torch.randint(0, 16, (N, K), dtype=torch.uint8, device="cuda")
+        scale = torch.rand(N * K // 128, 1, device="cuda").bfloat16()
+        layer.pack(q, scale, torch.full_like(scale, 8.0), None)
+        layers.append(layer)
+    sides["gemlite"] = [lambda a=a: a(x) for a in layers]
+
+
+if __name__ == "__main__":
+    main()
