@@ -22,7 +22,10 @@ Device look_up(int index) {
       cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index) ==
           cudaSuccess) {
     found.capability = 10 * major + minor;
-    found.usable = has_code_for_current_device();
+    found.code = code_for_current_device();
+    found.usable = found.code > 0;
+    int driver = 0;
+    found.early_launch = found.code >= 90 && cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030;
   }
   cudaGetLastError();  // a device without code leaves an error that is answered here
   return found;

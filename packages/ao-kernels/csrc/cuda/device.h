@@ -12,6 +12,8 @@ struct Device {
   int multiprocessors = 0;
   int capability = 0;      // 90 for 9.0
   int shared_bytes = 0;    // of a block, at most
+  int code = 0;            // the compute capability that the module's code for it was compiled for: __CUDA_ARCH__ / 10
+  bool early_launch = false;  // programmatic dependent launch, in captured graphs too (CUDA 12.3)
 };
 
 // Looked up once a device; the pointer lives as long as the process.

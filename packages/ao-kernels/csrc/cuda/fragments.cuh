@@ -47,21 +47,21 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Read-only memory of which other lanes or later loads want the rest of the sector. Volatile, so that the load stays where
+// Memory of which other lanes or later loads want the rest of the sector. Volatile, so that the load stays where
 // it is written, ahead of what waits for it.
 template <class T>
 __device__ __forceinline__ uint32_t load_shared_sector(const T* p) {
   if constexpr (sizeof(T) == 4) {
     uint32_t v;
-    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
   } else if constexpr (sizeof(T) == 2) {
     uint16_t v;
-    asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(p));
     return v;
   } else {
     uint32_t v;
-    asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(p));
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
   }
 }
@@ -77,6 +77,16 @@ __device__ __forceinline__ void let_later_grids_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// Asks for memory to be brought into L2, and changes nothing else: there, a later write still reaches it.
+__device__ __forceinline__ void prefetch_sector(const void* data) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(data));
+}
+
+// The same for `bytes` from `data` on, for which four lanes t come together; a sector has 32 bytes.
+__device__ __forceinline__ void prefetch_row(const uint8_t* data, int t, int bytes) {
+  for (int i = 32 * t; i < bytes; i += 128) prefetch_sector(data + i);
 }
 
 // All threads of all blocks of the cluster, with their shared memory.

@@ -5,9 +5,9 @@ namespace ao {
 
 static __global__ void probe() {}
 
-bool has_code_for_current_device() {
+int code_for_current_device() {
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, probe) == cudaSuccess;
+  return cudaFuncGetAttributes(&attributes, probe) == cudaSuccess ? attributes.ptxVersion : 0;
 }
 
 }  // namespace ao

@@ -2,7 +2,7 @@
 
 namespace ao {
 
-// Whether the module was compiled for the device that is current.
-bool has_code_for_current_device();
+// The compute capability (90 for 9.0) that the code for the current device was compiled for; 0: there is none.
+int code_for_current_device();
 
 }  // namespace ao

@@ -6,10 +6,9 @@
 
 namespace ao::small {
 
-// Programmatic dependent launch if EARLY; clusters if the plan has them.
-template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int SLOTS, int THREADS, bool EARLY>
+template <int BITS, class Half, int NT, int FRAGMENTS, bool WIDE, bool ZERO, int SLOTS, int THREADS>
 cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limit, cudaStream_t stream) {
-  const auto kernel = weight_only<BITS, Half, NT, WIDE, ZERO, SLOTS, THREADS, EARLY>;
+  const auto kernel = weight_only<BITS, Half, NT, FRAGMENTS, WIDE, ZERO, SLOTS, THREADS>;
   if (plan.shared_bytes > 48 << 10) {
     // Once a device; setting it twice does no harm.
     static std::atomic<uint64_t> allowed{0};
@@ -25,7 +24,7 @@ cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limi
   }
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
-  const int rows = plan.tiles * 16;
+  const int rows = plan.tiles * 16 * FRAGMENTS;
   config.gridDim = dim3((a.N + rows - 1) / rows, plan.cluster);
   config.blockDim = dim3(plan.tiles * plan.splits * 32);
   config.dynamicSmemBytes = plan.shared_bytes;
@@ -37,7 +36,7 @@ cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limi
     attributes[config.numAttrs].val.clusterDim.y = plan.cluster;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
-  if (EARLY) {
+  if (plan.early) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
@@ -57,7 +56,7 @@ inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide
           .group_inverse = one_group || spans == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / spans + 1),
           .every_span = !one_group && spans == 1, .scale_bytes = a.scale_dtype == DType::f32 ? 4u : 2u,
           .bias_dtype = a.bias_dtype, .tiles = plan.tiles, .splits = plan.splits,
-          .cluster = plan.cluster, .tiles_inverse = (255 + plan.tiles) / plan.tiles, .slice = slice,
+          .cluster = plan.cluster, .tiles_inverse = (4095 + plan.tiles) / plan.tiles, .slice = slice,
           .split_steps = slice / plan.splits, .longer_splits = slice % plan.splits,
           .x_row = plan.x_row};
 }
@@ -65,14 +64,15 @@ inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide
 template <int BITS, class Half, int NT, bool WIDE>
 cudaError_t launch_typed(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
   const Arguments arguments = make_arguments(a, plan, WIDE);
-  constexpr int slots = slots_of(Codes<BITS>::kUnitBytes, WIDE);
+  constexpr int unit_bytes = Codes<BITS>::kUnitBytes, fragments = fragments_of(WIDE, 8 * NT);
+  constexpr int slots = slots_of(unit_bytes, WIDE), threads = most_threads(fragments);
   if constexpr (BITS != 0) {
     if (a.zero)
-      return launch_variant<BITS, Half, NT, WIDE, true, slots, 512, false>(arguments, plan,
-                                                                         device.shared_bytes, stream);
+      return launch_variant<BITS, Half, NT, fragments, WIDE, true, slots, threads>(arguments, plan,
+                                                                                 device.shared_bytes, stream);
   }
-  return launch_variant<BITS, Half, NT, WIDE, false, slots, 512, false>(arguments, plan,
-                                                                      device.shared_bytes, stream);
+  return launch_variant<BITS, Half, NT, fragments, WIDE, false, slots, threads>(arguments, plan,
+                                                                              device.shared_bytes, stream);
 }
 
 template <int BITS, class Half>

@@ -1,61 +1,78 @@
 #include "cuda/weight_only_small.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace ao::small {
 namespace {
 
-constexpr int kWarps = 16;  // of a multiprocessor: 64 KB of codes under way
-
-// Costs in steps of one warp, 1 KB of 4-bit codes: 32 ns of one multiprocessor's share of an H200's memory bandwidth.
-constexpr double kTokenCost = 0.1;    // 256 bytes of a token from L2
-constexpr double kBlockCost = 10;     // to start a block, and to add up and store what its warps have
-constexpr double kClusterCost = 16;   // its two barriers and the reads of the other blocks' sums
+// Costs in microseconds of one multiprocessor, fitted to measurements on an H200.
+constexpr double kByteCost = 36e-6;    // of codes: its share of the bandwidth of memory is 32e-6
+constexpr double kStepCost = 0.03;     // the instructions of a step, 16 rows
+constexpr double kNarrowCost = 0.06;   // the same, of a narrow one
+constexpr double kTokensCost = 1.15;   // 16 tokens rather than 8: times as much
+constexpr double kLatency = 10e3;      // bytes under way at which half of the time is waiting
+constexpr double kTokenCost = 0.005;   // 256 bytes of a token from L2
+constexpr double kBlockCost = 0.9;     // to start a block, and to store what it has
+constexpr double kWarpCost = 0.03;     // to add up what a warp has
+constexpr double kClusterCost = 0.7;   // two barriers, each time a cluster has twice as many blocks
+constexpr double kRemoteCost = 0.04;   // a value that each thread reads of every block
 
 size_t bytes_of(const Shape& s, const Plan& plan, int slice) {
-  const int columns = s.M > 8 ? 16 : 8;
-  const int warp = warp_bytes(s.unit_bytes, s.wide(), columns, slots_of(s.unit_bytes, s.wide()));
+  const int columns = s.columns();
+  const int warp = warp_bytes(s.unit_bytes, s.wide(), s.fragments(), columns, slots_of(s.unit_bytes, s.wide()));
   const int spans = s.wide() ? slice : 4 * slice;
   size_t floats = 0;
-  if (plan.cluster > 1) floats += size_t{16} * columns * plan.tiles;
+  if (plan.cluster > 1) floats += size_t{16} * s.fragments() * columns * plan.tiles;
   if (s.zero) floats += size_t{1} * columns * spans;
   return 16 * static_cast<size_t>(s.M) * plan.x_row + size_t{1} * warp * plan.tiles * plan.splits + 4 * floats;
+}
+
+int most_cluster(const Device& device) { return device.code >= 90 ? 8 : 1; }
+
+// How long a plan takes.
+double cost_of(const Shape& s, const Device& device, const Plan& plan, int64_t blocks, int slice) {
+  const int warps = plan.tiles * plan.splits, step = s.fragments() * step_bytes(s.unit_bytes, s.wide());
+  const int64_t each = (blocks + device.multiprocessors - 1) / device.multiprocessors;  // of a multiprocessor
+  // Of these, so many at a time: one works while another starts or ends.
+  const auto fitting = static_cast<int64_t>((device.shared_bytes + 1024) / (plan.shared_bytes + 1024));
+  const int64_t at_once = std::min({each, fitting, int64_t{most_threads(s.fragments()) / 32 / warps}});
+  const double waiting = kLatency / (double(at_once) * warps * (slots_of(s.unit_bytes, s.wide()) - 1) * step);
+  const double codes = std::max(kByteCost * step, s.fragments() * (s.wide() ? kStepCost : kNarrowCost)) *
+                       (s.M > 8 ? kTokensCost : 1) * (1 + waiting * waiting);
+  const int longest = (slice + plan.splits - 1) / plan.splits;  // the others wait for this one's end
+  double ends = kBlockCost + warps * kWarpCost;
+  if (plan.cluster > 1)
+    ends += kClusterCost * std::log2(plan.cluster) + kRemoteCost * s.M * s.fragments() / (2 * plan.splits);
+  return each * (warps * longest * codes + slice * s.M * kTokenCost + ends / std::sqrt(at_once));
 }
 
 }  // namespace
 
 Plan make_plan(const Shape& s, const Device& device) {
-  const int64_t all_tiles = (s.N + 15) / 16;
+  const int rows = 16 * s.fragments(), most_warps = most_threads(s.fragments()) / 32;
+  const int64_t all_tiles = (s.N + rows - 1) / rows;
   const int steps = static_cast<int>((s.K + 127) / 128);
   Plan best;
   double best_cost = 0;
-  for (int cluster = 1; cluster <= (device.capability >= 90 ? 8 : 1) && cluster <= steps; cluster *= 2) {
-    for (int tiles = 8; tiles >= 1; --tiles) {
+  for (int cluster = 1; cluster <= most_cluster(device) && cluster <= steps; cluster *= 2) {
+    const int slice = (steps + cluster - 1) / cluster;
+    for (int tiles = std::min(most_warps, 16); tiles >= 1; --tiles) {
       const int64_t blocks = (all_tiles + tiles - 1) / tiles * cluster;
-      const int64_t each = (blocks + device.multiprocessors - 1) / device.multiprocessors;
-      const int slice = (steps + cluster - 1) / cluster;
-      Plan plan{.tiles = tiles, .cluster = cluster, .x_row = slice * 16 + 4};
-      const size_t limit = static_cast<size_t>(device.shared_bytes);
-      // Two blocks of a multiprocessor overlap: one works while the other starts or ends.
-      for (int blocks_at_once = each > 1 ? 2 : 1; blocks_at_once >= 1; --blocks_at_once) {
-        plan.splits = std::clamp(kWarps / blocks_at_once / tiles, 1, slice);
+      for (int splits = 1; splits <= std::min(most_warps / tiles, slice); ++splits) {
+        Plan plan{.tiles = tiles, .splits = splits, .cluster = cluster, .x_row = slice * 16 + 4,
+                  .early = device.early_launch};
         plan.shared_bytes = bytes_of(s, plan, slice);
-        if (plan.shared_bytes * blocks_at_once <= limit) break;
+        if (plan.shared_bytes > static_cast<size_t>(device.shared_bytes)) break;
+        const double cost = cost_of(s, device, plan, blocks, slice);
+        if (!best.tiles || cost < best_cost) best = plan, best_cost = cost;
       }
-      while (plan.shared_bytes > limit && plan.splits > 1) {
-        --plan.splits;
-        plan.shared_bytes = bytes_of(s, plan, slice);
-      }
-      if (plan.shared_bytes > limit) continue;
-      const double cost = static_cast<double>(each) * (slice * (tiles + kTokenCost * s.M) + kBlockCost +
-                                                       (cluster > 1 ? kClusterCost : 0));
-      if (!best.tiles || cost < best_cost) best = plan, best_cost = cost;
     }
   }
   return best;
 }
 
-int64_t most_token_values(const Device& device) { return device.capability >= 90 ? 1 << 19 : 3 << 13; }
+int64_t most_token_values(const Device& device) { return most_cluster(device) > 1 ? 1 << 19 : 3 << 13; }
 
 bool takes(const Shape& s, const Device& device) {
   return device.usable && s.M <= kMostTokens && s.K % 32 == 0 && (s.group_size >= s.K || s.group_size % 32 == 0) &&

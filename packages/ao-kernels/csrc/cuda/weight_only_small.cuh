@@ -3,9 +3,9 @@
 //   y[m, n] = sum_g scale[n, g] * (sum_{k in g} (code[n, k] - middle) x[m, k]
 //                                  - (zero[n, g] - middle) sum_{k in g} x[m, k]) + bias[n]
 //
-// A warp multiplies 16 rows of weights (A of the matrix instruction, dequantized in registers) by 8 or 16 tokens (B).
-// It walks over a range of K in steps of 128 codes a row. A block has `tiles` x `splits` warps: `tiles` times 16
-// rows, and its part of K cut into `splits`. Up to 8 blocks of a cluster share K once more; the parts are added in a
+// A warp multiplies a tile of 16 or 32 rows of weights (one or two fragments: A of the matrix instruction, dequantized in
+// registers) by 8 or 16 tokens (B, which two fragments share). It walks over a range of K in steps of 128 codes a row.
+// A block has `tiles` x `splits` warps: `tiles` tiles, and its part of K cut into `splits`. Up to 8 blocks of a cluster share K once more; the parts are added in a
 // fixed order, first in shared memory, then across the cluster.
 //
 // A step has 16 units of 8 codes a row. The four lanes t that hold a row take four units each, j = 0..3:
@@ -15,6 +15,14 @@
 // In shared memory the tokens stand in the order in which lanes read them: 16 bytes for unit (t, j) at 4j + t of the
 // step, the eight values as Codes::order has them. Rows of tokens are 64 bytes off a multiple of 128, so that the
 // eight lanes that read together hit 32 different banks.
+//
+// Programmatic dependent launch: a grid may start while the ones before it in the stream still run. Until
+// wait_for_earlier_grids(), which returns when all of them have ended and what they wrote is visible, a block only
+// computes addresses and asks for codes and parameters to be brought into L2. L2 is where all multiprocessors meet: a
+// later write of an earlier grid changes what lies there, so nothing stale can be seen, even if that grid quantizes these
+// weights again in place. Everything that reads into registers or shared memory, and every store, comes after the wait;
+// no load is .nc, which would promise that nobody writes while this grid runs. Every thread waits, so that this grid
+// ends after all before it, and the next one may in turn be started at once: it waits for this one's end.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -47,7 +55,7 @@ struct Arguments {
   uint32_t scale_bytes;     // 2 or 4
   DType bias_dtype;
   int tiles, splits, cluster;
-  int tiles_inverse;        // warp / tiles = warp * this / 256
+  int tiles_inverse;        // warp / tiles = warp * this / 4096
   int slice;                // steps of a block; the last ones of a cluster may have fewer
   int split_steps, longer_splits;  // steps of a split; the first ones have one more
   int x_row;                // 16-byte pieces from one token to the next in shared memory
@@ -161,32 +169,37 @@ __device__ void sum_tokens(const Arguments& a, const uint4* x_shared, float* sum
   }
 }
 
-// d[nt] += the units J of rows g and g + 8, times the tokens 8nt .. 8nt + 7.
-template <int BITS, class Half, int NT, int J, class RawCodes>
-__device__ __forceinline__ void multiply_units(const RawCodes (&raw)[2], int t,
+// d[f][nt] += the units J of rows g and g + 8 of fragment f, times the tokens 8nt .. 8nt + 7.
+template <int BITS, class Half, int NT, int J, int ROWS, class RawCodes>
+__device__ __forceinline__ void multiply_units(const RawCodes (&raw)[ROWS], int t,
                                                const uint4* const (&tokens)[NT], int step,
-                                               float (&d)[NT][4]) {
+                                               float (&d)[ROWS / 2][NT][4]) {
   using C = Codes<BITS>;
-  uint32_t a[2][4];
+  uint4 b[NT];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    uint32_t unit[C::kUnitWords];
-    raw[r].template unit<J>(t, unit);
-    C::template unpack<Half>(unit, a[r]);
-  }
+  for (int nt = 0; nt < NT; ++nt) b[nt] = tokens[nt][step * kStepUnits + 4 * J];
 #pragma unroll
-  for (int nt = 0; nt < NT; ++nt) {
-    const uint4 b = tokens[nt][step * kStepUnits + 4 * J];
-    multiply_add<Half>(d[nt], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
-    multiply_add<Half>(d[nt], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
+  for (int f = 0; f < ROWS / 2; ++f) {
+    uint32_t a[2][4];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      uint32_t unit[C::kUnitWords];
+      raw[2 * f + r].template unit<J>(t, unit);
+      C::template unpack<Half>(unit, a[r]);
+    }
+#pragma unroll
+    for (int nt = 0; nt < NT; ++nt) {
+      multiply_add<Half>(d[f][nt], a[0][0], a[1][0], a[0][1], a[1][1], b[nt].x, b[nt].y);
+      multiply_add<Half>(d[f][nt], a[0][2], a[1][2], a[0][3], a[1][3], b[nt].z, b[nt].w);
+    }
   }
 }
 
 // sum += scale * (part - (zero - middle) * the sum of the tokens); rows g (0) and g + 8 (1).
 template <int NT, bool ZERO>
 __device__ __forceinline__ void add_scaled(float (&sum)[NT][4], const float (&part)[NT][4],
-                                           const uint32_t (&scale_bits)[2], const uint32_t (&zero_bits)[2],
-                                           uint32_t bytes, float middle, const float* token_sums) {
+                                           const uint32_t* scale_bits, const uint32_t* zero_bits, uint32_t bytes,
+                                           float middle, const float* token_sums) {
   const float scale[2] = {parameter_value(scale_bits[0], bytes), parameter_value(scale_bits[1], bytes)};
   float shift[2] = {0, 0};
   if constexpr (ZERO) {
@@ -207,12 +220,12 @@ __device__ __forceinline__ void add_scaled(float (&sum)[NT][4], const float (&pa
 }
 
 // Adds up what the warps and the blocks of the cluster have, and stores it.
-template <class Half, int WARP_FLOATS>
+template <class Half, int TILE_ROWS, int WARP_FLOATS>
 __device__ void store(const Arguments& a, const float* sums, float* parts, int block, int rank) {
-  const int rows = a.tiles * 16, total = rows * a.M, n_first = block * rows;
+  const int rows = a.tiles * TILE_ROWS, total = rows * a.M, n_first = block * rows;
   auto of_block = [&](int i) {
     const int m = i / rows, r = i % rows;
-    const float* place = sums + r / 16 * WARP_FLOATS + m * kSumStride + r % 16;
+    const float* place = sums + r / TILE_ROWS * WARP_FLOATS + m * sum_stride(TILE_ROWS / 16) + r % TILE_ROWS;
     float v = 0;
     for (int s = 0; s < a.splits; ++s) v += place[s * a.tiles * WARP_FLOATS];
     return v;
@@ -241,52 +254,85 @@ __device__ void store(const Arguments& a, const float* sums, float* parts, int b
 }
 
 // THREADS: the most a block may have, which leaves each 65536 / THREADS registers. SLOTS: of steps in shared memory, all
-// but one of them under way. EARLY: the grid may start before the one in front of it has ended (programmatic dependent launch).
-template <int BITS, class Half, int NT, bool WIDE, bool ZERO, int SLOTS, int THREADS, bool EARLY>
+// but one of them under way.
+template <int BITS, class Half, int NT, int FRAGMENTS, bool WIDE, bool ZERO, int SLOTS, int THREADS>
 __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant__ Arguments a) {
   using C = Codes<BITS>;
+  constexpr int kRows = 2 * FRAGMENTS;  // of a lane
   constexpr int kColumns = 8 * NT, kStepBytes = kStep / 8 * C::kUnitBytes;
   extern __shared__ uint4 x_shared[];
+  let_later_grids_start();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   // Without divisions: they would take as long as the first codes take to come.
-  const int split = warp * a.tiles_inverse >> 8, tile = warp - split * a.tiles;
+  const int split = warp * a.tiles_inverse >> 12, tile = warp - split * a.tiles;
   const int block = blockIdx.x, rank = blockIdx.y;
   const int first = min(rank * a.slice, a.steps), last = min(first + a.slice, a.steps);
   const int begin = min(first + split * a.split_steps + min(split, a.longer_splits), last);
   const int end = min(begin + a.split_steps + (split < a.longer_splits), last);
 
   // Of this lane's rows; rows behind N repeat the last one and are not stored.
-  const uint8_t* codes[2];  // of the step that is fetched next
-  uint32_t parameters[2];   // byte of the first scale
+  const int tile_first = (block * a.tiles + tile) * 8 * kRows;
+  const uint8_t* codes;        // of the first row, in the step that is fetched next
+  uint32_t behind[kRows];      // bytes from there to the other rows
+  uint32_t parameters[kRows];  // byte of the first scale
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = min((block * a.tiles + tile) * 16 + g + 8 * r, a.N - 1);
-    codes[r] = a.codes + row * a.row_bytes + begin * kStepBytes;
+  for (int r = 0; r < kRows; ++r) {
+    const int row_0 = min(tile_first + g, a.N - 1), row = min(tile_first + g + 8 * r, a.N - 1);
+    if (r == 0) codes = a.codes + row * a.row_bytes + begin * kStepBytes;
+    behind[r] = static_cast<uint32_t>(row - row_0) * static_cast<uint32_t>(a.row_bytes);
     parameters[r] = row * a.scale_stride * a.scale_bytes;
   }
-  constexpr int kRowBytes = step_bytes(C::kUnitBytes, WIDE) / 2, kWarpBytes = warp_bytes(C::kUnitBytes, WIDE, kColumns, SLOTS);
+  // What the warp reads first: 256 bytes of a row or all that fits into shared memory.
+  constexpr int kFirstSteps = SLOTS - 1 > 256 / kStepBytes ? SLOTS - 1 : 256 / kStepBytes;
+  if (begin < end) {
+    const int bytes = min(kStepBytes * min(kFirstSteps, end - begin), static_cast<int>(a.row_bytes) - kStepBytes * begin);
+    const uint32_t group_byte = group_of(a, (WIDE ? 1 : 4) * begin) * a.scale_bytes;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      prefetch_row(codes + behind[r], t, bytes);
+      prefetch_sector(static_cast<const char*>(a.scale) + parameters[r] + group_byte);
+      if constexpr (ZERO) prefetch_sector(static_cast<const char*>(a.zero) + parameters[r] + group_byte);
+    }
+  }
+  wait_for_earlier_grids();
+
+  constexpr int kRowBytes = step_bytes(C::kUnitBytes, WIDE) / 2;
+  constexpr int kWarpBytes = warp_bytes(C::kUnitBytes, WIDE, FRAGMENTS, kColumns, SLOTS);
   uint8_t* const shared = reinterpret_cast<uint8_t*>(x_shared + a.M * a.x_row);
   uint8_t* const ring = shared + warp * kWarpBytes;
   auto fetch = [&](int step, int slot) {
     if (step < end) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        Raw<BITS, WIDE>::copy(ring + (2 * slot + r) * kRowBytes, codes[r], t, lane, a.K - step * kStep);
-        codes[r] += kStepBytes;
-      }
+      for (int r = 0; r < kRows; ++r)
+        Raw<BITS, WIDE>::copy(ring + (kRows * slot + r) * kRowBytes, codes + behind[r], t, lane, a.K - step * kStep);
+      codes += kStepBytes;
     }
     commit_copies();  // a group a step, so that their number tells what has come
   };
   for (int i = 0; i < SLOTS - 1; ++i) fetch(begin + i, i);
 
-  if constexpr (EARLY) {
-    wait_for_earlier_grids();
-    let_later_grids_start();
-  }
+  // Scales and zeros of four spans that follow each other, one a lane of the row's four: those of four steps or, if narrow,
+  // of one. Each is loaded once, and the multiplication of a step lies between the loads and the first use.
+  constexpr int kSpans = WIDE ? 1 : 4;  // of a step
+  uint32_t scale[kRows], zero[kRows];
+  auto fetch_parameters = [&](int step) {
+    const int span = kSpans * step + t;
+    if (span >= kSpans * end || (!WIDE && 32 * span >= a.K)) return;
+    const uint32_t group_byte = group_of(a, span) * a.scale_bytes;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      scale[r] = load_parameter(a.scale, parameters[r] + group_byte, a.scale_bytes);
+      if constexpr (ZERO) zero[r] = load_parameter(a.zero, parameters[r] + group_byte, a.scale_bytes);
+    }
+  };
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) scale[r] = zero[r] = 0;
+  fetch_parameters(begin);
+
   stage_tokens<BITS, WIDE>(a, x_shared, first, last);
   __syncthreads();
   float* const parts = reinterpret_cast<float*>(shared + blockDim.x / 32 * kWarpBytes);  // of the block, for the cluster
-  float* const token_sums = parts + (a.cluster > 1 ? a.tiles * 16 * kColumns : 0);
+  float* const token_sums = parts + (a.cluster > 1 ? a.tiles * 8 * kRows * kColumns : 0);
   if constexpr (ZERO) {
     sum_tokens<Half, WIDE, kColumns>(a, x_shared, token_sums, last - first);
     __syncthreads();
@@ -296,66 +342,72 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
 #pragma unroll
   for (int nt = 0; nt < NT; ++nt) tokens[nt] = x_shared + min(8 * nt + g, a.M - 1) * a.x_row + t;
 
-  // Scales and zeros of a step (four spans if narrow) are loaded a step ahead: most are in L1 already.
-  constexpr int kSpans = WIDE ? 1 : 4;
-  uint32_t scale[kSpans][2], zero[kSpans][2];
-  auto fetch_parameters = [&](int step) {
+  float sum[FRAGMENTS][NT][4] = {};
+  // sum += what a span of the step multiplied to; `owner` of the row's four lanes has its parameters.
+  auto add_span = [&](const float (&part)[FRAGMENTS][NT][4], int owner, const float* x_sums) {
 #pragma unroll
-    for (int j = 0; j < kSpans; ++j)
+    for (int f = 0; f < FRAGMENTS; ++f) {
+      uint32_t scale_bits[2], zero_bits[2] = {0, 0};
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (step >= end || (!WIDE && step * kStep + 32 * j >= a.K)) continue;
-        const uint32_t byte = parameters[r] + group_of(a, kSpans * step + j) * a.scale_bytes;
-        scale[j][r] = load_parameter(a.scale, byte, a.scale_bytes);
-        if constexpr (ZERO) zero[j][r] = load_parameter(a.zero, byte, a.scale_bytes);
+        scale_bits[r] = __shfl_sync(~0u, scale[2 * f + r], owner, 4);
+        if constexpr (ZERO) zero_bits[r] = __shfl_sync(~0u, zero[2 * f + r], owner, 4);
       }
+      add_scaled<NT, ZERO>(sum[f], part[f], scale_bits, zero_bits, a.scale_bytes, C::kMiddle, x_sums);
+    }
   };
-  fetch_parameters(begin);
-
-  float sum[NT][4] = {};
   int slot = 0;
   for (int step = begin; step < end; ++step) {
     wait_for_copies<SLOTS - 2>();
-    Raw<BITS, WIDE> raw[2];
-    raw[0].read(ring + 2 * slot * kRowBytes, lane);
-    raw[1].read(ring + (2 * slot + 1) * kRowBytes, lane);
+    Raw<BITS, WIDE> raw[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) raw[r].read(ring + (kRows * slot + r) * kRowBytes, lane);
     fetch(step + SLOTS - 1, slot ? slot - 1 : SLOTS - 1);  // the slot that the last step has used up
     slot = slot + 1 < SLOTS ? slot + 1 : 0;
     const float* const x_sums = token_sums + kSpans * (step - first) * kColumns + 2 * t;
     if constexpr (WIDE) {
-      float even[NT][4] = {}, odd[NT][4] = {};  // two chains of instructions that wait for each other
-      multiply_units<BITS, Half, NT, 0>(raw, t, tokens, step - first, even);
-      multiply_units<BITS, Half, NT, 1>(raw, t, tokens, step - first, odd);
-      multiply_units<BITS, Half, NT, 2>(raw, t, tokens, step - first, even);
-      multiply_units<BITS, Half, NT, 3>(raw, t, tokens, step - first, odd);
+      // Several chains of instructions that wait for each other: two fragments of 16 tokens have four.
+      constexpr int kChains = FRAGMENTS == 1 ? 2 : 1;
+      float part[kChains][FRAGMENTS][NT][4] = {};
+      multiply_units<BITS, Half, NT, 0>(raw, t, tokens, step - first, part[0]);
+      multiply_units<BITS, Half, NT, 1>(raw, t, tokens, step - first, part[kChains - 1]);
+      multiply_units<BITS, Half, NT, 2>(raw, t, tokens, step - first, part[0]);
+      multiply_units<BITS, Half, NT, 3>(raw, t, tokens, step - first, part[kChains - 1]);
+      if constexpr (kChains == 2) {
 #pragma unroll
-      for (int nt = 0; nt < NT; ++nt)
+        for (int nt = 0; nt < NT; ++nt)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) even[nt][i] += odd[nt][i];
-      add_scaled<NT, ZERO>(sum, even, scale[0], zero[0], a.scale_bytes, C::kMiddle, x_sums);
+          for (int i = 0; i < 4; ++i) part[0][0][nt][i] += part[1][0][nt][i];
+      }
+      const int owner = (step - begin) % 4;
+      add_span(part[0], owner, x_sums);
+      if (owner == 3) fetch_parameters(step + 1);
     } else {
       auto span = [&]<int J>(std::integral_constant<int, J>) {
         if (step * kStep + 32 * J >= a.K) return;
-        float part[NT][4] = {};
+        float part[FRAGMENTS][NT][4] = {};
         multiply_units<BITS, Half, NT, J>(raw, t, tokens, step - first, part);
-        add_scaled<NT, ZERO>(sum, part, scale[J], zero[J], a.scale_bytes, C::kMiddle, x_sums + J * kColumns);
+        add_span(part, J, x_sums + J * kColumns);
       };
       span(std::integral_constant<int, 0>{});
       span(std::integral_constant<int, 1>{});
       span(std::integral_constant<int, 2>{});
       span(std::integral_constant<int, 3>{});
+      fetch_parameters(step + 1);
     }
-    fetch_parameters(step + 1);
   }
 
   // (column, row) of the warp, over its codes
   float* const mine = reinterpret_cast<float*>(ring);
 #pragma unroll
-  for (int nt = 0; nt < NT; ++nt)
+  for (int f = 0; f < FRAGMENTS; ++f)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) mine[(8 * nt + 2 * t + i % 2) * kSumStride + g + i / 2 * 8] = sum[nt][i];
+    for (int nt = 0; nt < NT; ++nt)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        mine[(8 * nt + 2 * t + i % 2) * sum_stride(FRAGMENTS) + 16 * f + g + i / 2 * 8] = sum[f][nt][i];
   __syncthreads();
-  store<Half, kWarpBytes / 4>(a, reinterpret_cast<const float*>(shared), parts, block, rank);
+  store<Half, 8 * kRows, kWarpBytes / 4>(a, reinterpret_cast<const float*>(shared), parts, block, rank);
 }
 
 }  // namespace ao::small

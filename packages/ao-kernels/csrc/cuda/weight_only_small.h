@@ -9,10 +9,9 @@
 namespace ao::small {
 
 constexpr int kMostTokens = 16;
-constexpr int kSumStride = 20;  // floats of a column in the sums of a warp: 16 rows, no bank conflicts
 
-// What a warp keeps in shared memory: `slots` steps of codes, 16 rows each, and over them, at the end, its sums. See Raw in
-// weight_only_small.cuh for wide and narrow; unit_bytes is b, 8 for int8 codes.
+// What a warp keeps in shared memory: `slots` steps of codes of its fragments, 16 rows each, and over them, at the end, its
+// sums. See weight_only_small.cuh for wide and narrow; unit_bytes is b, 8 for int8 codes.
 #ifdef __CUDACC__
 #define AO_BOTH_SIDES __host__ __device__
 #else
@@ -29,21 +28,29 @@ AO_BOTH_SIDES constexpr int step_bytes(int unit_bytes, bool wide) {
   const int of_row = wide ? 4 * unit_bytes : 4 * unit_pieces(unit_bytes) * piece_bytes(unit_bytes, false);
   return 2 * 32 * of_row;
 }
-AO_BOTH_SIDES constexpr int slots_of(int unit_bytes, bool wide) {  // about 4 KB under way
+AO_BOTH_SIDES constexpr int slots_of(int unit_bytes, bool wide) {  // 2 KB or more of a fragment under way
   const int bytes = step_bytes(unit_bytes, wide);
-  return bytes <= 512 ? 9 : bytes <= 1024 ? 5 : 3;
+  return bytes <= 256 ? 9 : bytes <= 512 ? 5 : 3;
 }
-AO_BOTH_SIDES constexpr int warp_bytes(int unit_bytes, bool wide, int columns, int slots) {
-  const int ring = slots * step_bytes(unit_bytes, wide), sums = 4 * kSumStride * columns;
+AO_BOTH_SIDES constexpr int sum_stride(int fragments) {  // floats of a column of sums: its rows, no bank conflicts
+  return 16 * fragments + 4;
+}
+AO_BOTH_SIDES constexpr int warp_bytes(int unit_bytes, bool wide, int fragments, int columns, int slots) {
+  const int ring = slots * fragments * step_bytes(unit_bytes, wide), sums = 4 * sum_stride(fragments) * columns;
   return ring > sums ? ring : sums;
 }
+// Threads of a block, at most: as many as have the registers, 64 or 128 each.
+AO_BOTH_SIDES constexpr int most_threads(int fragments) { return fragments == 1 ? 1024 : 512; }
+// Two fragments read tokens from shared memory once, which is what 16 tokens wait for.
+AO_BOTH_SIDES constexpr int fragments_of(bool wide, int columns) { return wide && columns == 16 ? 2 : 1; }
 #undef AO_BOTH_SIDES
 
-// A block has tiles * splits warps of 16 rows each; `cluster` blocks share K.
+// A block has tiles * splits warps of 16 * fragments rows each; `cluster` blocks share K.
 struct Plan {
   int tiles = 0, splits = 0, cluster = 0;
   int x_row = 0;            // 16-byte pieces from one token to the next in shared memory
   size_t shared_bytes = 0;  // of a block
+  bool early = false;       // it may start before the grids in front of it have ended (programmatic dependent launch)
 };
 
 // What decides about a launch besides pointers. zero: there are zeros.
@@ -52,10 +59,12 @@ struct Shape {
   int unit_bytes;
   bool zero;
   bool wide() const { return group_size >= K || group_size % 128 == 0; }
+  int columns() const { return M > 8 ? 16 : 8; }
+  int fragments() const { return fragments_of(wide(), columns()); }
   bool operator==(const Shape&) const = default;
 };
 
-// For shapes of which refusal() says nothing; it costs about as much as a launch, so the last ones are remembered.
+// For shapes of which refusal() says nothing; it costs as much as some launches, so the last ones are remembered.
 Plan make_plan(const Shape& shape, const Device& device);
 const Plan& remembered_plan(const Shape& shape, const Device& device);
 
