@@ -276,7 +276,11 @@ class Op:
         backend = "triton" if args[0].device.type in _ACCELERATORS else "cpu"
         if backend not in self._loaded:
             return self.overload(*args)
-        if self._select(args) is None:
+        device = _device_of(args)
+        for kernel in reversed(self.kernels):  # the last one asks for the least: fewer guards
+            if self._refusal(kernel, device, args) is None:
+                return self.overload(*args)
+        if self._select(args) is None:  # raises where one was forced
             self._check(*args)
             return self.reference(*args)
         return self.overload(*args)

@@ -4,6 +4,9 @@
 """
 
 KERNELS = (
+    "float8_dynamic_linear",
+    "float8_linear",
+    "float8_static_linear",
     "int4_linear",
     "int8_dynamic_linear",
     "quantize_block",

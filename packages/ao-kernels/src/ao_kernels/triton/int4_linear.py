@@ -22,14 +22,7 @@ from torch import Tensor
 
 from ao_kernels.cpu.weight import dense
 from ao_kernels.ops.int4_linear import int4_linear
-from ao_kernels.triton import launch, partials, tiles
-
-
-@triton.jit
-def _plane(x, OPERAND: tl.constexpr):
-    """The upper 16 bits of float32 values, and the rest. Truncated, so that nothing overflows."""
-    upper = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
-    return upper.to(OPERAND), x - upper
+from ao_kernels.triton import launch, partials, planes, tiles
 
 
 @triton.jit
@@ -46,21 +39,6 @@ def _less_eight(code, OPERAND: tl.constexpr):
     else:
         value = code.to(tl.float32) - 8.0
     return value.to(OPERAND)
-
-
-@triton.jit
-def _multiply(codes_NK, x_MK, acc_NM, PLANES: tl.constexpr, OPERAND: tl.constexpr):
-    """acc + codes @ x.T"""
-    x_KM = tl.trans(x_MK)
-    if PLANES == 1:
-        acc_NM = tl.dot(codes_NK, x_KM.to(OPERAND), acc_NM)
-    else:
-        high, rest = _plane(x_KM, OPERAND)
-        middle, low = _plane(rest, OPERAND)
-        acc_NM = tl.dot(codes_NK, low.to(OPERAND), acc_NM)
-        acc_NM = tl.dot(codes_NK, middle, acc_NM)
-        acc_NM = tl.dot(codes_NK, high, acc_NM)
-    return acc_NM
 
 
 @triton.jit(do_not_specialize=["M", "steps"])
@@ -120,8 +98,8 @@ def _int4_linear(
         even, odd = tl.split(tl.reshape(x_MK, (BLOCK_M, BLOCK_K // 2, 2)))
         low, high = _less_eight(packed & 15, OPERAND), _less_eight(packed >> 4, OPERAND)
         sum_NM = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        sum_NM = _multiply(low, even, sum_NM, PLANES, OPERAND)
-        sum_NM = _multiply(high, odd, sum_NM, PLANES, OPERAND)
+        sum_NM = planes.multiply(low, even, sum_NM, PLANES, OPERAND)
+        sum_NM = planes.multiply(high, odd, sum_NM, PLANES, OPERAND)
         if HAS_ZERO:
             x_sum = tl.sum(even.to(tl.float32), 1) + tl.sum(odd.to(tl.float32), 1)
             shift = tl.load(zero + row_n * scale_stride + group).to(tl.float32) - 8.0
