@@ -27,6 +27,7 @@ _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 # Modules that launch kernels for several ops.
 _SHARED = (
     "float8_product",
+    "int4_linear",
     "partials",
     "quantize_block",
     "quantize_rowwise",

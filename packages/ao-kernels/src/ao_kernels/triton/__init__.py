@@ -5,6 +5,7 @@
 
 KERNELS = (
     "float8_dynamic_linear",
+    "float8_int4_linear",
     "float8_linear",
     "float8_static_linear",
     "int4_linear",
