@@ -27,6 +27,7 @@ from torch import Tensor
 from ao_kernels.triton import codes as float8
 from ao_kernels.triton import launch, partials, planes, tiles
 
+_GROUP = 0  # rows of tiles that are worked off together; 0: all
 _AT_END = 1
 _PER_CHUNK = 2
 
@@ -53,6 +54,7 @@ def _float8_product(
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,
+    GROUP: tl.constexpr,
     MANTISSA: tl.constexpr,
     NATIVE: tl.constexpr,
     X_SCALES: tl.constexpr,  # 0: x are not codes; else when their scales are multiplied
@@ -66,9 +68,9 @@ def _float8_product(
     BLOCK_K: tl.constexpr,
 ):
     tile, split = tl.program_id(0), tl.program_id(1)
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    m = (tile % tiles_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tile // tiles_m) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_m, tile_n = tiles.place(tile, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     row_m = tl.minimum(m, M - 1).to(tl.int64)  # rows outside repeat the last one and are not stored
     row_n = tl.minimum(n, N - 1)
     x_rows = x + row_m[:, None] * x_stride
@@ -216,6 +218,7 @@ def product(
             "HAS_BIAS": bias is not None,
             "SPLIT": splits > 1,
             "EVEN": K % tile.block_k == 0 and block_k % tile.block_k == 0,
+            "GROUP": _GROUP,
             "MANTISSA": mantissa,
             "NATIVE": native,
             "X_SCALES": 0 if not coded else _PER_CHUNK if per_chunk else _AT_END,

@@ -23,6 +23,7 @@ from ao_kernels.ops.int8_dynamic_linear import int8_dynamic_linear
 from ao_kernels.triton import launch, partials, tiles
 from ao_kernels.triton.quantize_rowwise import row_launch
 
+_GROUP = 0  # rows of tiles that are worked off together; 0: all
 _MOST_FEATURES = (2**31 - 1) // (127 * 128)  # an int32 sum of more could overflow
 
 
@@ -45,14 +46,15 @@ def _int8_linear(
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     tile, split = tl.program_id(0), tl.program_id(1)
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    m = (tile % tiles_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tile // tiles_m) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_m, tile_n = tiles.place(tile, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     row_m = tl.minimum(m, M - 1).to(tl.int64)  # rows outside repeat the last one and are not stored
     row_n = tl.minimum(n, N - 1).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
@@ -131,6 +133,7 @@ def _plan(
             "HAS_BIAS": bias is not None,
             "SPLIT": splits > 1,
             "EVEN": K % tile.block_k == 0,
+            "GROUP": _GROUP,
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
