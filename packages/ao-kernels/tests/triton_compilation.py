@@ -28,6 +28,7 @@ _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _SHARED = (
     "float8_product",
     "int4_linear",
+    "int8_dynamic_linear",
     "partials",
     "quantize_block",
     "quantize_rowwise",

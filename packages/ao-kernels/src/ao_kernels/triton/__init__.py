@@ -10,6 +10,7 @@ KERNELS = (
     "float8_static_linear",
     "int4_linear",
     "int8_dynamic_linear",
+    "int8_static_linear",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",

@@ -67,7 +67,7 @@ def kind_of(activation: str, scale: Tensor) -> str:
 
 def refusal(x: Tensor, activation: str, block_k: int) -> str | None:
     """Why the launches of :func:`tokens` do not take x, or None."""
-    if activation == "block" and triton.next_power_of_2(block_k) > MOST:
+    if activation == "block" and block_k > MOST:
         return f"block_k is {block_k}; the Triton kernel takes up to {MOST}"
     return row_refusal(x)
 
