@@ -27,6 +27,7 @@ from torch import Tensor
 from ao_kernels.triton import codes as float8
 from ao_kernels.triton import launch, partials, planes, tiles
 
+FEW = 64  # tokens up to which the bytes of the weight limit a linear
 _GROUP = 0  # rows of tiles that are worked off together; 0: all
 _AT_END = 1
 _PER_CHUNK = 2
@@ -189,7 +190,7 @@ def product(
     block_n, block_k = min(block_n, N), K if n_blocks == 1 else block_k
     coded, native = x_scales is not None, float8.converts_float8(device)
     mantissa = float8.KINDS[codes.dtype].mantissa
-    fast = coded and native and M > 64 and x_MK.dtype != torch.float32 and mantissa == 3
+    fast = coded and native and M > FEW and x_MK.dtype != torch.float32 and mantissa == 3
     tile = tile_of(M, x_MK.dtype, fast=fast, coded=coded)
     tile = tile._replace(block_k=min(tile.block_k, max(32, triton.next_power_of_2(block_k))))
     chunks_per_block = triton.cdiv(block_k, tile.block_k)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ao_kernels.triton import codes as float8
 from ao_kernels.triton import launch, tiles
+from ao_kernels.triton.float8_product import FEW
 from ao_kernels.triton.quantize_block import MOST, block_launch
 from ao_kernels.triton.quantize_rowwise import row_launch, row_refusal
 from ao_kernels.triton.quantize_tensorwise import TensorPlan, launch_plan, tensor_plan
 
 _E4M3 = torch.float8_e4m3fn
-_FEW = 64  # tokens up to which the bytes of the weight limit a linear
 
 
 class Tokens(NamedTuple):
@@ -80,8 +80,8 @@ def library_refusal(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None
     if not float8.converts_float8(x.device):
         return "the device does not multiply float8"
     M, (N, K) = x.numel() // x.shape[-1], codes.shape
-    if M <= _FEW:
-        return f"x has {M} tokens; torch._scaled_mm is taken for more than {_FEW}"
+    if M <= FEW:
+        return f"x has {M} tokens; torch._scaled_mm is taken for more than {FEW}"
     if x.dtype != torch.bfloat16 or (bias is not None and bias.dtype != torch.bfloat16):
         return "torch._scaled_mm is taken for bfloat16 activations and bias"
     if codes.dtype != _E4M3:
