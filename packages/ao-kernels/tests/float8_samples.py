@@ -66,3 +66,48 @@ def float8_activations(
     block = {"tensor": (M, K), "row": (1, K), "block": (1, min(block_k, K))}[activation]
     codes, scale = quantize_float8_tokens(x_MK, block=block, scale=scale)
     return layout.dequantize_float8(codes, scale, *block, torch.float64).reshape(x.shape)
+
+
+def float8_call(
+    M: int,
+    N: int,
+    K: int,
+    block_n: int,
+    block_k: int,
+    dtype: torch.dtype,
+    *,
+    kind: torch.dtype = torch.float8_e4m3fn,
+    bias: torch.dtype | None = None,
+) -> tuple[Any, ...]:
+    """(x, codes, scale, block_n, block_k, bias)"""
+    codes = (torch.randn(N, K) * 64).to(kind)
+    scale = (torch.rand(-(-N // block_n), -(-K // block_k)) + 0.1) / (64 * K**0.5)
+    given = None if bias is None else torch.randn(N).to(bias)
+    return torch.randn(M, K).to(dtype), codes, scale, block_n, block_k, given
+
+
+def large_float8(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Calls of a size that models have: few and many tokens; rows, tensors, blocks; odd sizes."""
+    bfloat16 = torch.bfloat16
+    for M, N, K, block_n, block_k, bias in [
+        (1, 4096, 4096, 1, WHOLE, None),
+        (16, 2048, 11008, WHOLE, WHOLE, None),
+        (33, 4096, 4096, 128, 128, None),
+        (64, 4096, 4096, 1, WHOLE, torch.float32),
+        (100, 4096, 4096, 1, WHOLE, bfloat16),
+        (300, 1008, 4992, WHOLE, WHOLE, None),
+        (257, 1000, 5000, 1, WHOLE, None),
+        (17, 4099, 4104, 1, WHOLE, bfloat16),
+        (1024, 4096, 4096, 128, 128, None),
+        (777, 2000, 4096, 1, WHOLE, bfloat16),
+        (1024, 4096, 4096, WHOLE, WHOLE, torch.float32),
+    ]:
+        call = float8_call(M, N, K, block_n, block_k, dtype, bias=bias)
+        yield f"{M}x{N}x{K} in blocks of {block_n} x {block_k} {dtype}", call
+
+
+def multiplied_as_float8(x: Tensor, codes: Tensor) -> bool:
+    """Whether a GPU multiplies quantized tokens with float8 instructions, whose sums keep about 14
+    bits for up to 128 products."""
+    many = x.numel() > 64 * x.shape[-1]
+    return many and x.dtype != torch.float32 and codes.dtype == torch.float8_e4m3fn

@@ -24,7 +24,16 @@ _TYPES = {
     torch.uint8: "u8",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-_SHARED = ("partials", "quantize_block", "quantize_rowwise")  # launch kernels of several ops
+# Modules that launch kernels for several ops.
+_SHARED = (
+    "float8_product",
+    "int4_linear",
+    "int8_dynamic_linear",
+    "partials",
+    "quantize_block",
+    "quantize_rowwise",
+    "quantize_tensorwise",
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,15 @@ class _Recorder:
 
 
 def compiled_launches(
-    op: str, calls: list[tuple[Any, ...]], architecture: int, monkeypatch: pytest.MonkeyPatch
+    op: str,
+    calls: list[tuple[Any, ...]],
+    architecture: int,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    run: str = "_run",
 ) -> Iterator[Launch]:
-    """The launches of ``calls`` of ao_kernels.triton.<op>, each compiled for sm_<architecture>."""
+    """The launches of ``calls`` of ao_kernels.triton.<op>.<run>, each compiled for
+    sm_<architecture>."""
     import triton
 
     from ao_kernels.triton import codes, launch
@@ -67,7 +82,7 @@ def compiled_launches(
                     patch.setattr(module, name, launch.Plans())
         patch.setattr(codes, "converts_float8", lambda _: architecture >= 89)
         for call in calls:
-            modules[0]._run(*call)
+            getattr(modules[0], run)(*call)
     assert len(noted) >= len(calls)
     seen = set()
     for kernel, args, kwargs in noted:

@@ -93,6 +93,9 @@ class Op:
             (argument.default_value,) if argument.has_default_value() else None
             for argument in self.schema.arguments
         ]
+        # Numbers of arguments after x that a direct entry may be given.
+        self._least = self._defaults.count(None) - 1
+        self._most = len(self._parameters) - 1
         self._differentiable = [self._parameters.index(name) for name in tensors]
         self._check: Callable[..., None] = lambda *args: None
         self._backward: Callable[..., tuple[Any, ...]] | None = None
@@ -194,6 +197,7 @@ class Op:
             return self._trace(self._bind((x, *args), kwargs))
         if (
             not kwargs
+            and self._least <= len(args) <= self._most
             and not _n_dispatch_modes()
             and not (_grad_mode() and self._wants_grad(x, args))
         ):
@@ -277,7 +281,11 @@ class Op:
         backend = "triton" if args[0].device.type in _ACCELERATORS else "cpu"
         if backend not in self._loaded:
             return self.overload(*args)
-        if self._select(args) is None:
+        device = _device_of(args)
+        for kernel in reversed(self.kernels):  # the last one asks for the least: fewer guards
+            if self._refusal(kernel, device, args) is None:
+                return self.overload(*args)
+        if self._select(args) is None:  # raises where one was forced
             self._check(*args)
             return self.reference(*args)
         return self.overload(*args)

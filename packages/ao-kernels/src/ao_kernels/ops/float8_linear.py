@@ -41,7 +41,8 @@ def float8_linear(
         bias: (N,) of a floating dtype, or None.
 
     Returns:
-        (..., N) in the dtype of x. Sums have at least float32's precision.
+        (..., N) in the dtype of x. Sums have at least float32's precision; on GPUs, for more than
+        512 tokens of bfloat16, they are sums of weights that were rounded to bfloat16.
 
     Raises:
         TypeError, ValueError: arguments that do not fit together.

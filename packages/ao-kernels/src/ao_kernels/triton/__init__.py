@@ -4,8 +4,13 @@
 """
 
 KERNELS = (
+    "float8_dynamic_linear",
+    "float8_int4_linear",
+    "float8_linear",
+    "float8_static_linear",
     "int4_linear",
     "int8_dynamic_linear",
+    "int8_static_linear",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",

@@ -77,6 +77,12 @@ def magnitude(value):
 
 
 @triton.jit
+def is_finite(value):
+    """False for NaN and inf."""
+    return magnitude(value) < _INFINITY_BITS
+
+
+@triton.jit
 def scale_of(peak, HIGH: tl.constexpr):
     """The scale of values whose largest :func:`magnitude` is ``peak``; NaN if one is not finite."""
     step = tl.maximum(tl.div_rn(peak.to(tl.float32, bitcast=True), HIGH), _FLT_MIN)
@@ -173,3 +179,29 @@ def _rounded(value, MANTISSA: tl.constexpr, BIAS: tl.constexpr):
     small = (bounded.to(tl.float32, bitcast=True) + unit).to(tl.int32, bitcast=True) - UNIT
     code = tl.where(bounded < LEAST, small, normal) | sign
     return tl.where(size > _INFINITY_BITS, 0x7F, code).to(tl.uint8)
+
+
+@triton.jit
+def values_of(codes, MANTISSA: tl.constexpr, NATIVE: tl.constexpr, OPERAND: tl.constexpr):
+    """The values of float8 codes (bytes), exactly: float16, bfloat16 and float32 hold them all."""
+    if NATIVE:
+        values = float8_of(codes, MANTISSA)
+    elif MANTISSA == 3:
+        # The bits of a float16 of 2**-8 times the value.
+        code = codes.to(tl.int16)
+        bits = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
+        values = bits.to(tl.int16).to(tl.float16, bitcast=True) * 256.0
+        values = tl.where((code & 0x7F) == 0x7F, float("nan"), values)
+    else:
+        values = (codes.to(tl.int16) << 8).to(tl.int16).to(tl.float16, bitcast=True)
+    return values.to(OPERAND)
+
+
+@triton.jit
+def float8_of(codes, MANTISSA: tl.constexpr):
+    """Bytes as the float8 that they are."""
+    if MANTISSA == 3:
+        values = codes.to(tl.float8e4nv, bitcast=True)
+    else:
+        values = codes.to(tl.float8e5, bitcast=True)
+    return values

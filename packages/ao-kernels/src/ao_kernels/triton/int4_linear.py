@@ -9,6 +9,9 @@ over the k of each chunk. Codes less 8 are exact in bfloat16 and float16; sums a
 holds the codes of features 2j and 2j+1: the even and the odd features are multiplied apart, which
 leaves the codes where they were loaded. float32 activations are cut into three bfloat16 planes that
 add up to them exactly.
+
+float8_int4_linear has activations in float8 codes with a scale a token: the codes are exact in
+float16, and the sums are multiplied by the scale before they are rounded.
 """
 
 from __future__ import annotations
@@ -22,14 +25,8 @@ from torch import Tensor
 
 from ao_kernels.cpu.weight import dense
 from ao_kernels.ops.int4_linear import int4_linear
-from ao_kernels.triton import launch, partials, tiles
-
-
-@triton.jit
-def _plane(x, OPERAND: tl.constexpr):
-    """The upper 16 bits of float32 values, and the rest. Truncated, so that nothing overflows."""
-    upper = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
-    return upper.to(OPERAND), x - upper
+from ao_kernels.triton import codes as float8
+from ao_kernels.triton import launch, partials, planes, tiles
 
 
 @triton.jit
@@ -48,24 +45,10 @@ def _less_eight(code, OPERAND: tl.constexpr):
     return value.to(OPERAND)
 
 
-@triton.jit
-def _multiply(codes_NK, x_MK, acc_NM, PLANES: tl.constexpr, OPERAND: tl.constexpr):
-    """acc + codes @ x.T"""
-    x_KM = tl.trans(x_MK)
-    if PLANES == 1:
-        acc_NM = tl.dot(codes_NK, x_KM.to(OPERAND), acc_NM)
-    else:
-        high, rest = _plane(x_KM, OPERAND)
-        middle, low = _plane(rest, OPERAND)
-        acc_NM = tl.dot(codes_NK, low.to(OPERAND), acc_NM)
-        acc_NM = tl.dot(codes_NK, middle, acc_NM)
-        acc_NM = tl.dot(codes_NK, high, acc_NM)
-    return acc_NM
-
-
 @triton.jit(do_not_specialize=["M", "steps"])
 def _int4_linear(
     x,
+    x_scale,
     codes,
     scale,
     zero,
@@ -85,6 +68,8 @@ def _int4_linear(
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,
+    CODED: tl.constexpr,  # x are float8 codes
+    NATIVE: tl.constexpr,
     WIDEN: tl.constexpr,
     PLANES: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -97,7 +82,8 @@ def _int4_linear(
     m = (tile % tiles_m) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tile // tiles_m) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_n = tl.minimum(n, N - 1).to(tl.int64)  # rows outside repeat the last one and are not stored
-    x_rows = x + tl.minimum(m, M - 1).to(tl.int64)[:, None] * x_stride
+    row_m = tl.minimum(m, M - 1).to(tl.int64)
+    x_rows = x + row_m[:, None] * x_stride
     codes_rows = codes + row_n[:, None] * codes_stride
     k = tl.arange(0, BLOCK_K)
     byte = tl.arange(0, BLOCK_K // 2)
@@ -114,20 +100,24 @@ def _int4_linear(
             stop = min(group * group_size + group_size, K)
             inside = start // 2 + byte < tl.cdiv(stop, 2)
             packed = tl.load(codes_rows + start // 2 + byte[None, :], mask=inside[None, :], other=0)
-            x_MK = tl.load(x_rows + start + k[None, :], mask=(start + k < stop)[None, :], other=0.0)
-        if WIDEN:
+            x_MK = tl.load(x_rows + start + k[None, :], mask=(start + k < stop)[None, :], other=0)
+        if CODED:
+            x_MK = float8.values_of(x_MK, 3, NATIVE, OPERAND)
+        elif WIDEN:
             x_MK = x_MK.to(tl.float32)
         even, odd = tl.split(tl.reshape(x_MK, (BLOCK_M, BLOCK_K // 2, 2)))
         low, high = _less_eight(packed & 15, OPERAND), _less_eight(packed >> 4, OPERAND)
         sum_NM = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        sum_NM = _multiply(low, even, sum_NM, PLANES, OPERAND)
-        sum_NM = _multiply(high, odd, sum_NM, PLANES, OPERAND)
+        sum_NM = planes.multiply(low, even, sum_NM, PLANES, OPERAND)
+        sum_NM = planes.multiply(high, odd, sum_NM, PLANES, OPERAND)
         if HAS_ZERO:
             x_sum = tl.sum(even.to(tl.float32), 1) + tl.sum(odd.to(tl.float32), 1)
             shift = tl.load(zero + row_n * scale_stride + group).to(tl.float32) - 8.0
             sum_NM -= shift[:, None] * x_sum[None, :]
         acc_NM += tl.load(scale + row_n * scale_stride + group).to(tl.float32)[:, None] * sum_NM
 
+    if CODED:
+        acc_NM *= tl.load(x_scale + row_m)[None, :]
     if SPLIT:
         partials.store_part(acc_NM, y, split, m, n, M, N)
     else:
@@ -158,7 +148,7 @@ def _tile(M: int, dtype: torch.dtype, group_size: int) -> tiles.Tile:
     return tiles.Tile(64, 128, block_k, 8, 3, 1)
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """``parts``: what ``finish`` adds up to y; they are y itself where there is no ``finish``."""
 
     y: launch.Room
@@ -167,7 +157,7 @@ class _Plan(NamedTuple):
     finish: launch.Launch | None
 
 
-_PLANS: launch.Plans[_Plan] = launch.Plans()
+_PLANS: launch.Plans[Plan] = launch.Plans()
 
 
 def _key(
@@ -182,7 +172,7 @@ def _key(
     return facts(x), facts(codes), facts(scale), facts(zero), group_size, facts(bias)
 
 
-def _plan(
+def plan_of(
     shape: torch.Size,
     x_MK: Tensor,
     codes: Tensor,
@@ -190,10 +180,15 @@ def _plan(
     zero: Tensor | None,
     group_size: int,
     bias: Tensor | None,
-) -> _Plan:
+    *,
+    coded: bool = False,
+) -> Plan:
+    """For :func:`launch_plan` with tensors like these, made ready; ``coded``: with contiguous e4m3
+    codes of x_MK and their scales (M,) in its place."""
     (M, K), N, device = x_MK.shape, codes.shape[0], x_MK.device
     group_size = min(group_size, K)
-    tile = _tile(M, x_MK.dtype, group_size)
+    operand = torch.float16 if coded else x_MK.dtype
+    tile = _tile(M, operand, group_size)
     chunks_per_group = triton.cdiv(group_size, tile.block_k)
     whole, rest = divmod(K, group_size)
     n_chunks = whole * chunks_per_group + triton.cdiv(rest, tile.block_k)
@@ -209,7 +204,7 @@ def _plan(
             chunks_per_group,
             n_chunks,
             steps,
-            x_MK.stride(0),
+            K if coded else x_MK.stride(0),
             codes.stride(0),
             tiles.row_stride(scale),
         ),
@@ -218,9 +213,11 @@ def _plan(
             "HAS_BIAS": bias is not None,
             "SPLIT": splits > 1,
             "EVEN": K % tile.block_k == 0 and group_size % tile.block_k == 0,
-            "WIDEN": x_MK.dtype == torch.float32 or tiles.INTERPRETED,
-            "PLANES": 3 if x_MK.dtype == torch.float32 else 1,
-            "OPERAND": tiles.operand(x_MK.dtype),
+            "CODED": coded,
+            "NATIVE": float8.converts_float8(device),
+            "WIDEN": operand == torch.float32 or tiles.INTERPRETED,
+            "PLANES": 3 if operand == torch.float32 else 1,
+            "OPERAND": tiles.operand(operand),
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
@@ -230,10 +227,10 @@ def _plan(
     )
     y = launch.Room.of((*shape[:-1], N), x_MK.dtype)
     if splits == 1:
-        return _Plan(y, linear, y, None)
+        return Plan(y, linear, y, None)
     parts = launch.Room.of((splits, M, N), torch.float32)
     finish = partials.finish_launch((splits, M, N), device, bias=bias is not None)
-    return _Plan(y, linear, parts, finish)
+    return Plan(y, linear, parts, finish)
 
 
 def _direct(
@@ -246,7 +243,7 @@ def _direct(
     bias: Tensor | None = None,
 ) -> Tensor:
     plan = _PLANS.get(_key(x, codes, scale, zero, group_size, bias))
-    return NotImplemented if plan is None else _launch(plan, x, codes, scale, zero, bias)
+    return NotImplemented if plan is None else launch_plan(plan, x, codes, scale, zero, bias)
 
 
 @int4_linear.kernel("triton", device=tiles.DEVICES, supports=_supports, direct=tiles.eager(_direct))
@@ -265,25 +262,26 @@ def _run(
     ready = (tiles.rows(x), codes.contiguous(), dense(scale), dense(zero), dense(bias))
     x_MK, codes, scale, zero, bias = ready
     key = (shape, _key(x_MK, codes, scale, zero, group_size, bias))
-    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(shape, *ready[:4], group_size, bias))
+    plan = _PLANS.get(key) or _PLANS.keep(key, plan_of(shape, *ready[:4], group_size, bias))
     if launch.same_places(given, ready):
         _PLANS.keep(_key(*given[:4], group_size, given[4]), plan)
-    return _launch(plan, x_MK, codes, scale, zero, bias)
+    return launch_plan(plan, x_MK, codes, scale, zero, bias)
 
 
-def _launch(
-    plan: _Plan,
+def launch_plan(
+    plan: Plan,
     x: Tensor,
     codes: Tensor,
     scale: Tensor,
     zero: Tensor | None,
     bias: Tensor | None,
+    x_scale: Tensor | None = None,
 ) -> Tensor:
     y = plan.y.like(x)
     if plan.finish is None:
-        plan.linear(x, codes, scale, zero, bias, y)
+        plan.linear(x, x_scale, codes, scale, zero, bias, y)
         return y
     parts = plan.parts.like(x)
-    plan.linear(x, codes, scale, zero, bias, parts)
+    plan.linear(x, x_scale, codes, scale, zero, bias, parts)
     plan.finish(parts, None, None, bias, y)
     return y

@@ -21,8 +21,9 @@ from torch import Tensor
 from ao_kernels.cpu.weight import dense
 from ao_kernels.ops.int8_dynamic_linear import int8_dynamic_linear
 from ao_kernels.triton import launch, partials, tiles
-from ao_kernels.triton.quantize_rowwise import row_launch
+from ao_kernels.triton.quantize_rowwise import row_launch, static_launch
 
+_GROUP = 0  # rows of tiles that are worked off together; 0: all
 _MOST_FEATURES = (2**31 - 1) // (127 * 128)  # an int32 sum of more could overflow
 
 
@@ -45,14 +46,15 @@ def _int8_linear(
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     tile, split = tl.program_id(0), tl.program_id(1)
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    m = (tile % tiles_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tile // tiles_m) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile_m, tile_n = tiles.place(tile, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     row_m = tl.minimum(m, M - 1).to(tl.int64)  # rows outside repeat the last one and are not stored
     row_n = tl.minimum(n, N - 1).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
@@ -94,7 +96,7 @@ def _tile(M: int) -> tiles.Tile:
     return tiles.Tile(64, 128, 128, 4, 4, 1)
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """``parts``: what ``finish`` adds up to y; they are y itself where there is no ``finish``."""
 
     y: launch.Room
@@ -106,16 +108,26 @@ class _Plan(NamedTuple):
     finish: launch.Launch | None
 
 
-_PLANS: launch.Plans[_Plan] = launch.Plans()
+_PLANS: launch.Plans[Plan] = launch.Plans()
 
 
 def _key(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
     return launch.facts(x), launch.facts(codes), launch.facts(scale), launch.facts(bias)
 
 
-def _plan(
-    shape: torch.Size, x_MK: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None
-) -> _Plan:
+def plan_of(
+    shape: torch.Size,
+    x_MK: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    *,
+    static: bool = False,
+) -> Plan:
+    """For :func:`launch_plan` with tensors like these, made ready.
+
+    ``static``: and with a given scale of the tokens.
+    """
     (M, K), N, device = x_MK.shape, codes.shape[0], x_MK.device
     tile = _tile(M)
     n_steps = triton.cdiv(K, tile.block_k)
@@ -131,6 +143,7 @@ def _plan(
             "HAS_BIAS": bias is not None,
             "SPLIT": splits > 1,
             "EVEN": K % tile.block_k == 0,
+            "GROUP": _GROUP,
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
@@ -138,23 +151,23 @@ def _plan(
         {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
         device,
     )
-    quantize = row_launch(x_MK, torch.int8, padded=padded)
+    quantize = (static_launch if static else row_launch)(x_MK, torch.int8, padded=padded)
     y = launch.Room.of((*shape[:-1], N), x_MK.dtype)
     x_codes = launch.Room.of((M, padded), torch.int8)
     x_scale = launch.Room.of((M,), torch.float32)
     if splits == 1:
-        return _Plan(y, x_codes, x_scale, quantize, linear, y, None)
+        return Plan(y, x_codes, x_scale, quantize, linear, y, None)
     sums = torch.int32 if n_steps <= most_steps else torch.float32
     parts = launch.Room.of((splits, M, N), sums)
     finish = partials.finish_launch(
         (splits, M, N), device, bias=bias is not None, scaled=True, weight_stride=stride
     )
-    return _Plan(y, x_codes, x_scale, quantize, linear, parts, finish)
+    return Plan(y, x_codes, x_scale, quantize, linear, parts, finish)
 
 
 def _direct(_: int, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     plan = _PLANS.get(_key(x, codes, scale, bias))
-    return NotImplemented if plan is None else _launch(plan, x, codes, scale, bias)
+    return NotImplemented if plan is None else launch_plan(plan, x, codes, scale, bias)
 
 
 @int8_dynamic_linear.kernel(
@@ -168,15 +181,25 @@ def _run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor
         (tiles.rows(x), codes.contiguous(), dense(scale), dense(bias)),
     )
     key = (x.shape, _key(*ready))
-    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(x.shape, *ready))
+    plan = _PLANS.get(key) or _PLANS.keep(key, plan_of(x.shape, *ready))
     if launch.same_places(given, ready):
         _PLANS.keep(_key(*given), plan)
-    return _launch(plan, *ready)
+    return launch_plan(plan, *ready)
 
 
-def _launch(plan: _Plan, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def launch_plan(
+    plan: Plan,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    given: Tensor | None = None,
+) -> Tensor:
     y, x_codes_MP, x_scale_M = plan.y.like(x), plan.x_codes.like(x), plan.x_scale.like(x)
-    plan.quantize(x, x_codes_MP, x_scale_M)
+    if given is None:
+        plan.quantize(x, x_codes_MP, x_scale_M)
+    else:
+        plan.quantize(x, x_codes_MP, x_scale_M, given)
     if plan.finish is None:
         plan.linear(x_codes_MP, x_scale_M, codes, scale, bias, y)
         return y

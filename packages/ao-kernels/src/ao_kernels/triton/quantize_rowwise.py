@@ -52,6 +52,52 @@ def _quantize_long_rows(
         tl.store(codes_MP + m * padded + start + k, found, mask=start + k < padded)
 
 
+@triton.jit
+def _quantize_static_rows(
+    x,
+    codes_MP,
+    scale,
+    given,
+    K,
+    padded,
+    x_stride,
+    HIGH: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    BIAS: tl.constexpr,
+    FUSED: tl.constexpr,
+    NATIVE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    row = x + m * x_stride
+    step = tl.load(given)
+    peaks = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, padded, BLOCK):
+        loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)
+        value = codes.widened(loaded)
+        peaks = tl.maximum(peaks, codes.magnitude(value))
+        found = codes.codes_of(value, step, True, MANTISSA, BIAS, FUSED, NATIVE)
+        tl.store(codes_MP + m * padded + start + k, found, mask=start + k < padded)
+    finite = codes.is_finite(tl.max(peaks, 0).to(tl.float32, bitcast=True))
+    tl.store(scale + m, tl.where(finite, step, float("nan")))
+
+
+def static_launch(x_MK: Tensor, dtype: torch.dtype, *, padded: int | None = None) -> launch.Launch:
+    """Like :func:`row_launch`, and a given scale (one element) that all rows have; the scale of a
+    row that holds NaN or inf becomes NaN."""
+    M, K = x_MK.shape
+    block = min(_PIECE, max(128, triton.next_power_of_2(padded or K)))
+    return launch.Launch(
+        _quantize_static_rows,
+        (M,),
+        (K, padded or K, x_MK.stride(0)),
+        {**codes.constants(dtype, x_MK.device), "BLOCK": block},
+        options(block),
+        x_MK.device,
+    )
+
+
 def row_launch(x_MK: Tensor, dtype: torch.dtype, *, padded: int | None = None) -> launch.Launch:
     """Launch with x (M, K) of last stride 1, codes of one byte (M, P) and scale (M,).
 

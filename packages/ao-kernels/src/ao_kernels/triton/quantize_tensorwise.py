@@ -8,6 +8,7 @@ takes the second launch alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ def _quantize(
     FUSED: tl.constexpr,
     NATIVE: tl.constexpr,
     GIVEN: tl.constexpr,
+    KEEPS_INF: tl.constexpr,
     PEAKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -67,13 +69,15 @@ def _quantize(
         part = tl.arange(0, PEAKS)
         step = codes.scale_of(tl.max(tl.load(peaks + part, mask=part < n_peaks, other=0), 0), HIGH)
     value = codes.widened(loaded)
+    if KEEPS_INF:
+        value = tl.where(codes.is_finite(value), value, float("nan"))
     found = codes.codes_of(value, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
     tl.store(result + at, found, mask=at < n)
     if program == 0:
         tl.store(scale, step)
 
 
-class _Plan(NamedTuple):
+class TensorPlan(NamedTuple):
     """``whole``: one launch does it all; else ``find`` with ``peaks``, unless a scale is given, and
     ``quantize``."""
 
@@ -87,11 +91,22 @@ class _Plan(NamedTuple):
 _SCALE = launch.Room.of((), torch.float32)
 
 
-def _plan(shape: torch.Size, x_n: Tensor, dtype: torch.dtype, given: Tensor | None) -> _Plan:
+def tensor_plan(
+    shape: Sequence[int],
+    x_n: Tensor,
+    dtype: torch.dtype,
+    given: Tensor | None,
+    *,
+    keeps_inf: bool = False,
+) -> TensorPlan:
+    """For :func:`launch_plan` with tensors like x (n,) and the ``given`` scale.
+
+    ``keeps_inf``: with a given scale inf is not cut to the largest code but becomes NaN.
+    """
     n, device = len(x_n), x_n.device
     room = launch.Room.of(shape, dtype)
     if given is None and n <= _ONE_PROGRAM:
-        return _Plan(room, row_launch(x_n[None], dtype), None, _SCALE, None)
+        return TensorPlan(room, row_launch(x_n[None], dtype), None, _SCALE, None)
     n_blocks = triton.cdiv(n, _BLOCK)
     n_peaks, find = 0, None
     if given is None:
@@ -102,13 +117,14 @@ def _plan(shape: torch.Size, x_n: Tensor, dtype: torch.dtype, given: Tensor | No
     constants = codes.constants(dtype, device)
     constants |= {
         "GIVEN": given is not None,
+        "KEEPS_INF": keeps_inf,
         "PEAKS": triton.next_power_of_2(max(n_peaks, 1)),
         "BLOCK": _BLOCK,
     }
     quantize = launch.Launch(
         _quantize, (n_blocks,), (n, n_peaks), constants, options(_BLOCK), device
     )
-    return _Plan(room, None, find, launch.Room.of((n_peaks,), torch.int32), quantize)
+    return TensorPlan(room, None, find, launch.Room.of((n_peaks,), torch.int32), quantize)
 
 
 def _supports(x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> str | None:
@@ -117,14 +133,14 @@ def _supports(x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> str | None
     return tiles.dtype_refusal(x)
 
 
-_PLANS: launch.Plans[_Plan] = launch.Plans()
+_PLANS: launch.Plans[TensorPlan] = launch.Plans()
 
 
 def _direct(
     _: int, x: Tensor, dtype: torch.dtype, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     plan = _PLANS.get((launch.facts(x), dtype, launch.facts(scale)))
-    return NotImplemented if plan is None else _launch(plan, x, scale)
+    return NotImplemented if plan is None else launch_plan(plan, x, scale)
 
 
 @quantize_tensorwise.kernel(
@@ -136,13 +152,14 @@ def _run(x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> tuple[Tensor, T
     x_n = x.resolve_neg().contiguous().view(-1)
     given = None if scale is None else scale.resolve_neg()
     key = (launch.facts(x_n), x.shape, dtype, launch.facts(given))
-    plan = _PLANS.get(key) or _PLANS.keep(key, _plan(x.shape, x_n, dtype, given))
+    plan = _PLANS.get(key) or _PLANS.keep(key, tensor_plan(x.shape, x_n, dtype, given))
     if launch.same_places((x, scale), (x_n, given)):
         _PLANS.keep((launch.facts(x), dtype, launch.facts(scale)), plan)
-    return _launch(plan, x_n, given)
+    return launch_plan(plan, x_n, given)
 
 
-def _launch(plan: _Plan, x: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+def launch_plan(plan: TensorPlan, x: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Codes and scale of x, which is contiguous."""
     result, scale, peaks = plan.codes.like(x), _SCALE.like(x), None
     if plan.whole is not None:
         plan.whole(x, result, scale)

@@ -50,6 +50,22 @@ class Tile(NamedTuple):
         return triton.cdiv(n_steps, steps), steps
 
 
+@triton.jit
+def place(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """The row of tiles along M, and along N, of a program.
+
+    Neighbours share weights: all tiles along M come first, or those of GROUP rows, which keeps what
+    the programs in flight read nearly square, and in the L2 cache.
+    """
+    if GROUP == 0:
+        return tile % tiles_m, tile // tiles_m
+    per_group = GROUP * tiles_n
+    first = (tile // per_group) * GROUP
+    rows = min(tiles_m - first, GROUP)
+    within = tile % per_group
+    return first + within % rows, within // rows
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
