@@ -29,7 +29,6 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -358,23 +357,13 @@ class Op:
         for kernel in self.kernels:
             if kernel.direct is None or _forced not in (None, kernel.backend):
                 continue
-            direct = kernel.direct
-            if not isinstance(direct, BuiltinFunctionType):  # those look at what they are given
-                direct = _bound(direct, len(self._parameters))
             for device in kernel.devices:
                 first = self._device_direct.get(device)
-                self._device_direct[device] = direct if first is None else _one_of(first, direct)
+                self._device_direct[device] = (
+                    kernel.direct if first is None else _one_of(first, kernel.direct)
+                )
         self._direct = self._device_direct.get("cpu", _refuses)
         self._cuda_direct = self._device_direct.get("cuda", _refuses)
-
-
-def _bound(direct: Callable[..., Any], n_parameters: int) -> Callable[..., Any]:
-    """A direct entry that is called with all arguments of the op; others have to be bound first."""
-
-    def of_all(n_threads: int, *args: Any) -> Any:
-        return direct(n_threads, *args) if len(args) == n_parameters else NotImplemented
-
-    return of_all
 
 
 def _one_of(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
