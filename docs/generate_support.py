@@ -86,6 +86,8 @@ NOTES = """
   shares a scale, uneven shards along the input features cannot be gathered again.
 * Where a column says *reference*, plain torch runs: exact, on any device, slow. `op.why_not(...)`
   says why a kernel was not taken.
+* CUDA C++ kernels are built where a CUDA toolkit is found, and run on compute capability 9.0;
+  Triton or the reference stands in.
 * cpu kernels choose AVX-512 (VNNI, BF16), AVX2 or plain C++ when they run; NEON is compiled on Arm.
 """
 
@@ -132,7 +134,9 @@ def kernels() -> Iterator[str]:
     folder = Path(ao_kernels.__file__).parent
     for name, op in sorted(OPS.items()):
         cpu = "C++" if (folder / "cpu" / f"{name}.py").exists() else "reference"
-        cuda = "Triton" if (folder / "triton" / f"{name}.py").exists() else "reference"
+        on_gpu = {"cuda": "CUDA C++", "triton": "Triton"}
+        found = [text for b, text in on_gpu.items() if (folder / b / f"{name}.py").exists()]
+        cuda = ", ".join(found) or "reference"
         gradient = "activations, bias" if op._backward is not None else "none needed"
         yield f"| `{name}` | {cpu} | {cuda} | custom op `ao::{name}` | {gradient} |"
 

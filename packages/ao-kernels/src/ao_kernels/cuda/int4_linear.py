@@ -46,9 +46,10 @@ def _dequantizes(
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
-    if x.shape[-1] and tokens_of(x) <= 64 and not triton.unavailable:
-        return "Triton's kernel is faster with up to 64 tokens"
-    return dequantized.refusal(x, codes, scale, zero, bias)
+    reason = dequantized.refusal(x, codes, scale, zero, bias)
+    if reason is None and tokens_of(x) <= 64 and not triton.unavailable:
+        reason = "Triton's kernel is faster with up to 64 tokens"
+    return reason
 
 
 @int4_linear.kernel("cuda:dequantize", device="cuda", supports=_dequantizes)

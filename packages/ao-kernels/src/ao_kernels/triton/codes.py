@@ -183,8 +183,11 @@ def _rounded(value, MANTISSA: tl.constexpr, BIAS: tl.constexpr):
 
 @triton.jit
 def values_of(codes, MANTISSA: tl.constexpr, NATIVE: tl.constexpr, OPERAND: tl.constexpr):
-    """The values of float8 codes (bytes), exactly: float16, bfloat16 and float32 hold them all."""
-    if NATIVE:
+    """The values of float8 codes (bytes), exactly: float16, bfloat16 and float32 hold them all.
+
+    e5m2 is the upper byte of a float16: Triton's own conversion makes numbers of its inf (3.6).
+    """
+    if NATIVE and MANTISSA == 3:
         values = float8_of(codes, MANTISSA)
     elif MANTISSA == 3:
         # The bits of a float16 of 2**-8 times the value.
