@@ -1,6 +1,6 @@
-"""Weight-only linears on a GPU against bf16 F.linear and, where they are installed, the kernels of
-torchao (torch's tinygemm) and gemlite: microseconds a layer and the share of the limit, which is
-reading the layer once, or the products at cuBLAS's rate where those take longer.
+"""Weight-only linears on a GPU against bf16 F.linear and torch's tinygemm, which torchao calls:
+microseconds a layer and the share of the limit, which is reading the layer once, or the products at
+cuBLAS's rate where those take longer.
 
 python benchmarks/bench_weight_only_cuda.py --shapes 4096x4096 --tokens 1,16,256 --formats int4,int8
 """
@@ -92,7 +92,6 @@ def _case(
     }
     if case.startswith("int4"):
         _add_tinygemm(sides, x, N, K, len(layers))
-        _add_gemlite(sides, x, N, K, len(layers))
     measured = alternate(sides, seconds=seconds, product=torch.bfloat16 if M >= 64 else None)
     n_bytes = layers[0].nbytes + x.nbytes + M * N * 2
     report.add(case, measured, n_bytes, 2 * M * N * K)
@@ -109,22 +108,6 @@ def _add_tinygemm(sides: dict[str, Calls], x: Tensor, N: int, K: int, n_layers: 
         layers.append((packed, torch.rand(K // 128, N, 2, device="cuda").bfloat16()))
     op = torch.ops.aten._weight_int4pack_mm
     sides["tinygemm"] = [lambda a=a: op(x, a[0], 128, a[1]) for a in layers]
-
-
-def _add_gemlite(sides: dict[str, Calls], x: Tensor, N: int, K: int, n_layers: int) -> None:
-    """gemlite's dispatcher with its own tuning, where it is installed; group 128."""
-    try:
-        from gemlite import DType, GemLiteLinear
-    except ImportError:
-        return
-    layers = []
-    for _ in range(n_layers):
-        layer = GemLiteLinear(4, 128, K, N, DType.BF16, DType.BF16)
-        q = torch.randint(0, 16, (N, K), dtype=torch.uint8, device="cuda")
-        scale = torch.rand(N * K // 128, 1, device="cuda").bfloat16()
-        layer.pack(q, scale, torch.full_like(scale, 8.0), None)
-        layers.append(layer)
-    sides["gemlite"] = [lambda a=a: a(x) for a in layers]
 
 
 if __name__ == "__main__":

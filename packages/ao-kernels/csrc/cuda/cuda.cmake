@@ -82,5 +82,8 @@ pybind11_add_module(_cuda csrc/cuda/module.cpp csrc/cuda/device.cpp csrc/cuda/we
   ${ao_cuda_sources} ${ao_cuda_kernels})
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>)
+if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
+  target_compile_definitions(_cuda PRIVATE AO_CUDA_SM90A)
+endif()
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
 install(TARGETS _cuda LIBRARY DESTINATION ao_kernels)

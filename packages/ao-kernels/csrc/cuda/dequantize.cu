@@ -1,16 +1,9 @@
 // w = (code - zero) * scale. A thread takes eight codes of a row, which are `bits` whole bytes and lie in one group.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "cuda/dequantize.h"
+#include "cuda/floats.cuh"
 
 namespace ao {
 namespace {
-
-__device__ inline float load_float(const void* data, DType dtype, int64_t at) {
-  return dtype == DType::bf16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(data)[at])
-                              : static_cast<const float*>(data)[at];
-}
 
 __device__ inline void store(float* to, float v) { *to = v; }
 __device__ inline void store(__nv_bfloat16* to, float v) { *to = __float2bfloat16(v); }

@@ -58,7 +58,10 @@ Plan make_plan(int64_t M, int64_t N, int64_t K, const Device& device) {
 }
 
 const char* device_refusal(const Device& device) {
-  if (device.capability / 10 != 9) return "the kernel of more than 16 tokens needs compute capability 9";
+#ifndef AO_CUDA_SM90A
+  return "ao_kernels._cuda was built without architecture 90a, which the kernel of more than 16 tokens needs";
+#endif
+  if (device.capability != 90) return "the kernel of more than 16 tokens needs compute capability 9.0";
   return encoder() ? "" : "the driver cannot describe tensors to the copy engine";
 }
 

@@ -3,7 +3,8 @@
 // A CTA makes a tile of 128 output features by BM tokens. A producer warp has the copy engine fill a ring of stages, each
 // 128 input features of codes (64 bytes a row) and activations; two warpgroups read their rows' codes, turn them into
 // bf16 in registers, where wgmma takes its left operand, and multiply with the tokens in shared memory, which are its
-// narrow side. Two register sets alternate: codes of one half stage are unpacked while the tensor cores work on the other.
+// narrow side. Two register sets alternate, so that codes of one half stage can be unpacked while the tensor cores
+// work on the other; how far they overlap is in docs/decisions/0013.
 //
 // Weights are (code - zero) * scale rounded to bf16, as dequantizing before a matrix product gives them; a scale that spans the
 // row is applied to the float32 sums instead, so that those weights are exact.
@@ -11,12 +12,9 @@
 // With SPLIT > 1 the CTAs of a cluster share a tile, each with its part of K, and add the float32 sums up through
 // distributed shared memory in the order of their ranks: bits repeat, and no workspace is needed.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "cuda/floats.cuh"
 #include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
-#include "types.h"
 
 namespace ao::large {
 
@@ -79,14 +77,6 @@ __device__ inline __nv_bfloat162 less_eight(uint32_t word, uint32_t selector) {
 // (code - 8) / 16.
 __device__ inline __nv_bfloat162 less_eight_sixteenth(uint32_t word, uint32_t selector) {
   return __hsub2(spread_pair<0x41004100>(word, selector), __nv_bfloat162(8.5f, 8.5f));
-}
-
-__device__ inline float load_float(const void* data, DType dtype, int64_t at) {
-  switch (dtype) {
-    case DType::bf16: return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[at]);
-    case DType::f16: return __half2float(static_cast<const __half*>(data)[at]);
-    default: return static_cast<const float*>(data)[at];
-  }
 }
 
 __device__ inline uint32_t bits_of(__nv_bfloat162 v) { return *reinterpret_cast<uint32_t*>(&v); }
@@ -360,6 +350,7 @@ __device__ void add_parts(const LargeArgs& a, uint32_t parts, int rank, int tile
 template <class Tile, bool ZERO>
 __global__ void __launch_bounds__(kLargeThreads, Tile::CTAS)
 weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap codes_map, const LargeArgs a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // other architectures have no wgmma; device_refusal keeps their devices away
   extern __shared__ uint8_t memory[];
   constexpr int STAGES = Tile::STAGES, SPLIT = Tile::SPLIT;
   const uint32_t ring = (shared_address(memory) + 1023) & ~1023u;
@@ -441,6 +432,7 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
       cluster_sync();  // the others may still read this CTA's memory
     }
   }
+#endif
 }
 
 }  // namespace ao::large
