@@ -10,6 +10,9 @@
 
 namespace ao {
 
+// Codes of a byte that are no unsigned integers, in the place of a number of bits.
+constexpr int kInt8 = 0, kE4m3 = -1, kE5m2 = -2;
+
 struct LinearArgs {
   const void* x;           // (M, K), rows x_stride elements apart, elements adjacent
   void* y;                 // (M, N) contiguous, dtype of x
@@ -22,9 +25,10 @@ struct LinearArgs {
   int64_t group_size;      // of every group but the last, which may be shorter
   int64_t row_bytes;       // bytes of codes a row
   int64_t scale_stride;    // elements from one row's scales to the next: G, or 0 for shared scales
-  int bits;                // 1..8 unsigned packed codes; 0: signed int8 codes
+  int bits;                // 1..8 unsigned packed codes; or kInt8, kE4m3, kE5m2
   int n_threads;
   DType x_dtype, scale_dtype, bias_dtype;
+  int64_t block_n = 1;     // rows that share a row of scales; more than one only with float8
 };
 
 using LinearKernel = void(const LinearArgs&);

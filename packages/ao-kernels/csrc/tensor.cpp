@@ -41,7 +41,7 @@ struct DlManaged {
 };
 
 constexpr int32_t kCpu = 1, kCuda = 2;
-constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4;
+constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4, kE4m3fn = 10, kE5m2 = 12;
 
 const DlExchange* g_exchange = nullptr;
 PyTypeObject* g_tensor = nullptr;
@@ -60,6 +60,8 @@ DType dtype_of(DlType t) {
     case kUint << 8 | 8: return DType::u8;
     case kInt << 8 | 32: return DType::i32;
     case kInt << 8 | 64: return DType::i64;
+    case kE4m3fn << 8 | 8: return DType::e4m3;
+    case kE5m2 << 8 | 8: return DType::e5m2;
     default: return DType::other;
   }
 }

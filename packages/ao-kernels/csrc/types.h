@@ -4,7 +4,7 @@
 
 namespace ao {
 
-enum class DType : int8_t { f32, f16, bf16, f64, i8, u8, i32, i64, other };
+enum class DType : int8_t { f32, f16, bf16, f64, i8, u8, i32, i64, e4m3, e5m2, other };
 
 enum class DeviceType : int8_t { cpu, cuda };
 

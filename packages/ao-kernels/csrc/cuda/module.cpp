@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 // One declaration and one call an op; each is defined in csrc/cuda/<op>.cpp.
 void register_dequantize(py::module_& m);
+void register_float8_linear(py::module_& m);
 void register_int4_linear(py::module_& m);
 void register_int8_linear(py::module_& m);
 void register_intx_linear(py::module_& m);
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("device"), "Why no int4 linear of more than 16 tokens runs on this CUDA device, or an empty string.");
 
   register_dequantize(m);
+  register_float8_linear(m);
   register_int4_linear(m);
   register_int8_linear(m);
   register_intx_linear(m);

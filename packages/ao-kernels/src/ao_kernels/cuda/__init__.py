@@ -6,7 +6,7 @@ why there are none ("" when there are).
 
 import importlib.util
 
-KERNELS = ("int4_linear", "int8_linear", "intx_linear")
+KERNELS = ("float8_linear", "int4_linear", "int8_linear", "intx_linear")
 
 if importlib.util.find_spec("ao_kernels._cuda") is None:
     unavailable = (
