@@ -31,8 +31,9 @@ struct LinearCall {
     if (!codes.is_matrix(N, row_bytes) || K == 0) return false;
     if (group_size < K && group_size % 8 != 0) return false;
     const int64_t G = (K + group_size - 1) / group_size;
-    if (block_n >= N) block_n = N > 0 ? N : 1;
     const bool float8 = bits == kE4m3 || bits == kE5m2;
+    if (!float8 && block_n != 1) return false;
+    if (block_n >= N) block_n = N > 0 ? N : 1;
     const int64_t scale_rows = (N + block_n - 1) / block_n;
     const bool may_share = !float8 || scale_rows == 0;  // one row of scales that serves all
     if (scale.ndim != 2 || (scale.shape[0] != scale_rows && !(may_share && scale.shape[0] == 1))) return false;

@@ -19,6 +19,7 @@ class CudaLinear(OnGpu):
     """
 
     backend, forced = "cuda", False
+    group_name = "group_size"
     refuses_many_tokens = "17 tokens; the CUDA kernels take up to 16"
 
     def bound(self, args: tuple[Any, ...], expected: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class CudaLinear(OnGpu):
             ),
             (
                 (1, 16, 96, 48, torch.bfloat16),
-                "group_size is 48; the CUDA kernels take multiples of 32",
+                f"{self.group_name} is 48; the CUDA kernels take multiples of 32",
             ),
             ((1, 16, 128, 32, torch.float32), "float32; the CUDA kernels take bfloat16"),
         ]:

@@ -28,16 +28,33 @@ _SHAPES = [
 ]
 
 
+# What CUDA kernels take; see linear_samples. Blocks of rows that end within a tile of 16 or 32.
+CUDA_SHAPES = [
+    (3, 20, 128, 1, 32),
+    (1, 64, 256, 1, WHOLE),
+    (8, 17, 352, WHOLE, WHOLE),
+    (9, 33, 416, 1, 416),
+    (16, 300, 1056, 128, 128),
+    (2, 40, 384, 7, 64),
+    (11, 48, 1152, 1, 96),
+    (16, 130, 2048, 128, 256),
+    (5, 16, 32, 3, 32),
+    (16, 5, 4096, 128, 4096),
+]
+
+
 class OnReference(OpContract):
     """OpContract of an op that has no CPU kernel: plain torch computes it there."""
 
     test_calls_after_fork = None  # torch's own threads do not survive a fork
 
 
-def sample_float8(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+def sample_float8(
+    dtype: torch.dtype, shapes: list[tuple[int, int, int, int, int]] = _SHAPES
+) -> Iterator[tuple[Any, ...]]:
     """(name, x, codes, scale, block_n, block_k, bias)"""
     generator = torch.Generator().manual_seed(8)
-    for index, (M, N, K, block_n, block_k) in enumerate(_SHAPES):
+    for index, (M, N, K, block_n, block_k) in enumerate(shapes):
         kind = torch.float8_e5m2 if index % 4 == 3 else torch.float8_e4m3fn
         codes = (torch.randn(N, K, generator=generator) * 64).to(kind)
         shape = (-(-N // block_n), -(-K // block_k))

@@ -1,17 +1,22 @@
 // Stored codes -> pairs of 16-bit floats, exactly and without conversion instructions.
 //
-// A unit is 8 codes that follow each other in a row: b bytes of a little-endian stream of b-bit codes, or 8 int8 codes.
+// A unit is 8 codes that follow each other in a row: b bytes of a little-endian stream of b-bit codes, or 8 bytes of int8
+// or float8 codes.
 // Codes<b>::unpack<Half>(unit, pairs) gives four registers of two 16-bit floats (the first in the low half),
 //
-//   pairs[i] = (code[order(2i)] - 2**(b-1), code[order(2i+1)] - 2**(b-1))       int8 (b = 0): the codes as they are
+//   pairs[i] = (code[order(2i)] - 2**(b-1), code[order(2i+1)] - 2**(b-1))       int8 and float8: the codes as they are
 //
-// where Codes<b>::order is 0 4 1 5 2 6 3 7 up to 7 bits and 0 2 1 3 4 6 5 7 for bytes: whatever shares a mask.
+// where Codes<b>::order is 0 4 1 5 2 6 3 7 up to 7 bits and 0 2 1 3 4 6 5 7 for bytes: whatever shares a mask. Codes of
+// float8 stay in order, for an instruction that converts two (sm_89 on).
 // A code becomes the last bits of 128 (bfloat16 has 7 of them) or 1024 (float16, 10), and what is too much is subtracted.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
+
+#include "linear.h"
 
 namespace ao {
 
@@ -133,9 +138,38 @@ struct ByteCodes {
   }
 };
 
+// float8: float16 and bfloat16 hold all of its values; inf and NaN stay what they are.
+template <__nv_fp8_interpretation_t KIND>
+struct Float8Codes {
+  static constexpr int kUnitBytes = 8;
+  static constexpr int kUnitWords = 2;
+  static constexpr float kMiddle = 0;
+  __host__ __device__ static constexpr int order(int i) { return i; }
+
+  template <class Half>
+  __device__ __forceinline__ static void unpack(const uint32_t (&unit)[2], uint32_t (&pairs)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto codes = static_cast<__nv_fp8x2_storage_t>(unit[i / 2] >> i % 2 * 16);
+      const __half2 values = __nv_cvt_fp8x2_to_halfraw2(codes, KIND);
+      if constexpr (is_bf16<Half>) {
+        const float2 v = __half22float2(values);
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(v.x, v.y);
+        pairs[i] = *reinterpret_cast<const uint32_t*>(&pair);
+      } else {
+        pairs[i] = *reinterpret_cast<const uint32_t*>(&values);
+      }
+    }
+  }
+};
+
 template <>
 struct Codes<8> : ByteCodes<false> {};
 template <>
-struct Codes<0> : ByteCodes<true> {};
+struct Codes<kInt8> : ByteCodes<true> {};
+template <>
+struct Codes<kE4m3> : Float8Codes<__NV_E4M3> {};
+template <>
+struct Codes<kE5m2> : Float8Codes<__NV_E5M2> {};
 
 }  // namespace ao

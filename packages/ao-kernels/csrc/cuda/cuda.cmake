@@ -9,6 +9,7 @@
 set(AO_CUDA_OPS
   dequantize
   float8_dynamic_linear
+  float8_linear
   float8_static_linear
   int4_linear
   int8_dynamic_linear
@@ -29,6 +30,7 @@ set(AO_CUDA_KERNELS
   weight_only_large_32
   weight_only_large_64
   weight_only_large_row
+  weight_only_small_float8
   weight_only_small_int4
   weight_only_small_int8
   weight_only_small_intx_even

@@ -7,6 +7,6 @@
 namespace ao {
 
 // a.y: (N, K) of a.x_dtype (f32, bf16 or f16); w = (code - zero) * scale in float32, rounded once.
-cudaError_t dequantize(const LinearArgs& a, int multiprocessors, cudaStream_t stream);
+cudaError_t dequantize(const LinearArgs& a, cudaStream_t stream);
 
 }  // namespace ao

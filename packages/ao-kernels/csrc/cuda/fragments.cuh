@@ -84,9 +84,10 @@ __device__ __forceinline__ void prefetch_sector(const void* data) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(data));
 }
 
-// The same for `bytes` from `data` on, for which four lanes t come together; a sector has 32 bytes.
-__device__ __forceinline__ void prefetch_row(const uint8_t* data, int t, int bytes) {
-  for (int i = 32 * t; i < bytes; i += 128) prefetch_sector(data + i);
+// The same for `bytes` from `data` on, for which LANES lanes come together; a sector has 32 bytes.
+template <int LANES>
+__device__ __forceinline__ void prefetch_row(const uint8_t* data, int lane, int bytes) {
+  for (int i = 32 * (lane % LANES); i < bytes; i += 32 * LANES) prefetch_sector(data + i);
 }
 
 // All threads of all blocks of the cluster, with their shared memory.

@@ -11,6 +11,7 @@ namespace py = pybind11;
 // One declaration and one call an op; each is defined in csrc/cuda/<op>.cpp.
 void register_dequantize(py::module_& m);
 void register_float8_dynamic_linear(py::module_& m);
+void register_float8_linear(py::module_& m);
 void register_float8_static_linear(py::module_& m);
 void register_int4_linear(py::module_& m);
 void register_int8_dynamic_linear(py::module_& m);
@@ -34,6 +35,7 @@ PYBIND11_MODULE(_cuda, m) {
 
   register_dequantize(m);
   register_float8_dynamic_linear(m);
+  register_float8_linear(m);
   register_float8_static_linear(m);
   register_int4_linear(m);
   register_int8_dynamic_linear(m);

@@ -36,7 +36,7 @@ PyObject* run_weight_only(const char* op, LinearCall& call) {
     if (!large::takes(a, at)) return not_implemented();
     return run_on_device(op, call, large::launch);
   }
-  const small::Shape shape{a.M, a.N, a.K, a.group_size, BITS ? BITS : 8, a.zero != nullptr};
+  const small::Shape shape{a.M, a.N, a.K, a.group_size, BITS > 0 ? BITS : 8, a.zero != nullptr};
   if (!small::takes(shape, at) || !small::takes_memory(a)) return not_implemented();
   const small::Plan& plan = small::remembered_plan(shape, at);
   return run_on_device(op, call, [&](const LinearArgs& args, const Device& device, cudaStream_t stream) {

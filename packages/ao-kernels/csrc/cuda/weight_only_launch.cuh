@@ -50,7 +50,8 @@ inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide
   const uint32_t spans = static_cast<uint32_t>(a.group_size / (wide ? kStep : 32));
   return {.codes = a.codes, .x = static_cast<const uint16_t*>(a.x), .y = static_cast<uint16_t*>(a.y),
           .scale = a.scale, .zero = a.zero, .bias = a.bias, .x_stride = a.x_stride,
-          .row_bytes = a.row_bytes, .scale_stride = static_cast<uint32_t>(a.scale_stride), .M = static_cast<int>(a.M),
+          .row_bytes = a.row_bytes, .scale_stride = static_cast<uint32_t>(a.scale_stride),
+          .block_n = static_cast<int>(a.block_n), .M = static_cast<int>(a.M),
           .N = static_cast<int>(a.N), .K = static_cast<int>(a.K),
           .steps = steps,
           .group_inverse = one_group || spans == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / spans + 1),
@@ -66,7 +67,7 @@ cudaError_t launch_typed(const LinearArgs& a, const Device& device, const Plan& 
   const Arguments arguments = make_arguments(a, plan, WIDE);
   constexpr int unit_bytes = Codes<BITS>::kUnitBytes, fragments = fragments_of(WIDE, 8 * NT);
   constexpr int slots = slots_of(unit_bytes, WIDE), threads = most_threads(fragments);
-  if constexpr (BITS != 0) {
+  if constexpr (BITS > 0) {
     if (a.zero)
       return launch_variant<BITS, Half, NT, fragments, WIDE, true, slots, threads>(arguments, plan,
                                                                                  device.shared_bytes, stream);

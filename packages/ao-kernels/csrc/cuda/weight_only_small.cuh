@@ -48,6 +48,7 @@ struct Arguments {
   const void* bias;
   int64_t x_stride, row_bytes;
   uint32_t scale_stride;
+  int block_n;              // rows that share a row of scales; float8
   int M, N, K;
   int steps;                // ceil(K / 128)
   uint32_t group_inverse;   // span / (spans of a group) = umulhi(span, this); 0: one group
@@ -99,6 +100,7 @@ __device__ __forceinline__ int place_of_unit(int u) {
 // Eight values in the order of Codes::order.
 template <int BITS>
 __device__ __forceinline__ uint4 in_order(uint4 v) {
+  if constexpr (BITS < 0) return v;
   if constexpr (Codes<BITS>::kUnitBytes == 8)
     return {__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.x, v.y, 0x7632),
             __byte_perm(v.z, v.w, 0x5410), __byte_perm(v.z, v.w, 0x7632)};
@@ -270,17 +272,22 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   const int begin = min(first + split * a.split_steps + min(split, a.longer_splits), last);
   const int end = min(begin + a.split_steps + (split < a.longer_splits), last);
 
-  // Of this lane's rows; rows behind N repeat the last one and are not stored.
+  // Rows behind N repeat the last one and are not stored.
+  using R = Raw<BITS, WIDE>;
   const int tile_first = (block * a.tiles + tile) * 8 * kRows;
-  const uint8_t* codes;        // of the first row, in the step that is fetched next
-  uint32_t behind[kRows];      // bytes from there to the other rows
-  uint32_t parameters[kRows];  // byte of the first scale
+  const auto row_of = [&](int in_tile) { return min(tile_first + in_tile, a.N - 1); };
+  const int row_0 = row_of(R::copy_row(lane, 0));
+  const uint8_t* codes = a.codes + row_0 * a.row_bytes + begin * kStepBytes;  // in the step that is fetched next
+  uint32_t behind[kRows][R::kCopyRows];  // bytes from there to each row that this lane copies
+  uint32_t parameters[kRows];            // byte of the first scale of a row that it multiplies
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int row_0 = min(tile_first + g, a.N - 1), row = min(tile_first + g + 8 * r, a.N - 1);
-    if (r == 0) codes = a.codes + row * a.row_bytes + begin * kStepBytes;
-    behind[r] = static_cast<uint32_t>(row - row_0) * static_cast<uint32_t>(a.row_bytes);
-    parameters[r] = row * a.scale_stride * a.scale_bytes;
+#pragma unroll
+    for (int i = 0; i < R::kCopyRows; ++i)
+      behind[r][i] = static_cast<uint32_t>(row_of(8 * r + R::copy_row(lane, i)) - row_0) * static_cast<uint32_t>(a.row_bytes);
+    int scales = row_of(8 * r + g);
+    if (BITS < 0 && a.block_n > 1) scales /= a.block_n;
+    parameters[r] = scales * a.scale_stride * a.scale_bytes;
   }
   // What the warp reads first: 256 bytes of a row or all that fits into shared memory.
   constexpr int kFirstSteps = SLOTS - 1 > 256 / kStepBytes ? SLOTS - 1 : 256 / kStepBytes;
@@ -289,7 +296,8 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
     const uint32_t group_byte = group_of(a, (WIDE ? 1 : 4) * begin) * a.scale_bytes;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      prefetch_row(codes + behind[r], t, bytes);
+#pragma unroll
+      for (int i = 0; i < R::kCopyRows; ++i) prefetch_row<4 * R::kCopyRows>(codes + behind[r][i], lane, bytes);
       prefetch_sector(static_cast<const char*>(a.scale) + parameters[r] + group_byte);
       if constexpr (ZERO) prefetch_sector(static_cast<const char*>(a.zero) + parameters[r] + group_byte);
     }
@@ -304,7 +312,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
     if (step < end) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
-        Raw<BITS, WIDE>::copy(ring + (kRows * slot + r) * kRowBytes, codes + behind[r], t, lane, a.K - step * kStep);
+        R::copy(ring + (kRows * slot + r) * kRowBytes, codes, behind[r], lane, a.K - step * kStep);
       codes += kStepBytes;
     }
     commit_copies();  // a group a step, so that their number tells what has come
@@ -359,7 +367,8 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   int slot = 0;
   for (int step = begin; step < end; ++step) {
     wait_for_copies<SLOTS - 2>();
-    Raw<BITS, WIDE> raw[kRows];
+    if constexpr (R::kCopyRows > 1) __syncwarp();  // for others' copies, and until others have read what is copied over
+    R raw[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) raw[r].read(ring + (kRows * slot + r) * kRowBytes, lane);
     fetch(step + SLOTS - 1, slot ? slot - 1 : SLOTS - 1);  // the slot that the last step has used up

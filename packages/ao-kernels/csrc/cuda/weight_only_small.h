@@ -11,7 +11,7 @@ namespace ao::small {
 constexpr int kMostTokens = 16;
 
 // What a warp keeps in shared memory: `slots` steps of codes of its fragments, 16 rows each, and over them, at the end, its
-// sums. See weight_only_small.cuh for wide and narrow; unit_bytes is b, 8 for int8 codes.
+// sums. See weight_only_small.cuh for wide and narrow; unit_bytes is b, 8 for int8 and float8 codes.
 #ifdef __CUDACC__
 #define AO_BOTH_SIDES __host__ __device__
 #else
@@ -74,7 +74,7 @@ int64_t most_token_values(const Device& device);
 // Whether the kernel takes a shape. ao_kernels/cuda/weight.py words the refusals.
 bool takes(const Shape& shape, const Device& device);
 
-// For arguments that refusal() has nothing against and whose memory it takes (see takes_memory). BITS 0: int8 codes.
+// For arguments that refusal() has nothing against and whose memory it takes (see takes_memory). BITS: of LinearArgs.
 template <int BITS>
 cudaError_t launch(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream);
 

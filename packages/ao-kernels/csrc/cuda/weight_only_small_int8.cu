@@ -2,6 +2,6 @@
 
 namespace ao::small {
 
-template cudaError_t launch<0>(const LinearArgs&, const Device&, const Plan&, cudaStream_t);
+template cudaError_t launch<kInt8>(const LinearArgs&, const Device&, const Plan&, cudaStream_t);
 
 }  // namespace ao::small

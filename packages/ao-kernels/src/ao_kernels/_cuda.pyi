@@ -15,6 +15,17 @@ def dequantize(
     zero: Tensor | None,
     bits: int,
     group_size: int,
+    block_n: int = 1,
+    /,
+) -> Tensor: ...
+def float8_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_n: int,
+    block_k: int,
+    bias: Tensor | None = None,
     /,
 ) -> Tensor: ...
 def float8_dynamic_linear(

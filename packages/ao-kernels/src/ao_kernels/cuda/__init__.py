@@ -8,6 +8,7 @@ import importlib.util
 
 KERNELS = (
     "float8_dynamic_linear",
+    "float8_linear",
     "float8_static_linear",
     "int4_linear",
     "int8_dynamic_linear",

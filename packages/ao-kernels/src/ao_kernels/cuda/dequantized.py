@@ -38,11 +38,14 @@ def linear(
     bits: int,
     group_size: int,
     bias: Tensor | None,
+    block_n: int = 1,
 ) -> Tensor:
-    """x (..., K) -> (..., N); bits 0: int8 codes."""
+    """x (..., K) -> (..., N); bits 0: int8 or float8 codes; block_n rows of these share scales."""
     few = tokens_of(x) <= FEW_TOKENS
     like = x.new_empty((0, x.shape[-1]), dtype=torch.float32 if few else x.dtype)
-    w_NK = _cuda.dequantize(like, aligned(codes), aligned(scale), aligned(zero), bits, group_size)
+    w_NK = _cuda.dequantize(
+        like, aligned(codes), aligned(scale), aligned(zero), bits, group_size, block_n
+    )
     assert w_NK is not NotImplemented
     if not few and (bias is None or bias.dtype == x.dtype):
         return product(x, w_NK, bias)

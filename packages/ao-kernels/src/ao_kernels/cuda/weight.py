@@ -23,6 +23,7 @@ def refusal(
     zero: Tensor | None,
     group_size: int,
     bias: Tensor | None,
+    group_name: str = "group_size",
 ) -> str | None:
     """Why no CUDA linear of a few tokens takes these arguments (which passed the op's check), or
     None."""
@@ -37,7 +38,7 @@ def refusal(
     if K % 32:
         return f"x has {K} input features; the CUDA kernels take multiples of 32"
     if group_size < K and group_size % 32:
-        return f"group_size is {group_size}; the CUDA kernels take multiples of 32"
+        return f"{group_name} is {group_size}; the CUDA kernels take multiples of 32"
     most = _most_token_values(x.device.index)
     if x.numel() > most:
         return f"x has {x.numel()} values; the CUDA kernels take up to {most} on this device"
