@@ -18,7 +18,7 @@ inline PyObject* run_bytes(const char* op, LinearCall& call, TokenScales scales,
   bytes::Linear linear{
       .tokens = {.x = a.x, .codes = nullptr, .scale = nullptr, .given = given ? given_scale.as<float>() : nullptr,
                  .M = a.M, .K = a.K, .x_stride = a.x_stride, .scale_stride = 0, .x_dtype = a.x_dtype,
-                 .float8 = a.bits == kE4m3, .scales = scales},
+                 .float8 = a.bits == kE4m3, .scales = scales, .chained = false},
       .codes = a.codes, .scale = a.scale, .bias = a.bias, .y = nullptr, .N = a.N,
       .scale_stride = a.block_n >= a.N && a.G == 1 ? 0 : a.scale_stride, .block_n = a.block_n,
       .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype};

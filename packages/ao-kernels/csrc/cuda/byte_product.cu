@@ -2,6 +2,7 @@
 #include <climits>
 
 #include "cuda/byte_product_launch.cuh"
+#include "cuda/chain.h"
 #include "cuda/tensor_map.h"
 
 namespace ao::bytes {
@@ -30,17 +31,16 @@ void place_tokens(TokenArgs& a, void* workspace) {
   a.scale_stride = a.scales == TokenScales::block ? rounded_up(a.M, kScalePitch) : a.scales == TokenScales::tensor ? 0 : 1;
 }
 
+// Rules fitted to an H200: 4096 x 4096, 14336 x 4096 and 4096 x 14336 with 1 to 1024 tokens.
 Plan make_plan(int64_t M, int64_t N, int64_t K, bool float8, const Device& device) {
-  const int64_t columns = (N + kRows - 1) / kRows, blocks = (K + kStageK - 1) / kStageK;
-  Plan plan{.tokens = 128, .split = 1};
-  if (M <= 16) plan.tokens = 16;
-  else if (M <= 32) plan.tokens = 32;
-  else if (M <= 64 || (M <= 128 && columns < 64)) plan.tokens = 64;
-  else if (!float8 && M > 128 && columns * ((M + 255) / 256) >= 100) plan.tokens = 256;
+  const int64_t columns = (N + 127) / 128, blocks = (K + kStageK - 1) / kStageK;
+  Plan plan{.rows = 128, .tokens = 128, .split = 1};
+  if (!float8 && M > 128 && columns * ((M + 255) / 256) >= 100) plan.tokens = 256;
+  else if (M <= 64 || (M <= 128 && columns < 64)) plan.rows = 64, plan.tokens = M <= 16 ? 16 : M <= 32 ? 32 : 64;
   if (plan.tokens == 256) return plan;
-  const int64_t tiles = columns * ((M + plan.tokens - 1) / plan.tokens);
-  const int64_t at_once = int64_t{device.multiprocessors} * (plan.tokens < 128 ? 2 : 1);
-  while (plan.split < 8 && tiles * plan.split * 2 <= at_once && blocks >= 8 * plan.split) plan.split *= 2;
+  const int64_t tiles = (N + plan.rows - 1) / plan.rows * ((M + plan.tokens - 1) / plan.tokens);
+  const int64_t least = plan.tokens < 128 ? 16 : 64;  // stages of a CTA, so that adding up does not cost more than it gains
+  while (plan.split < 8 && tiles * plan.split * 2 <= device.multiprocessors && blocks >= least * plan.split) plan.split *= 2;
   return plan;
 }
 
@@ -63,7 +63,8 @@ bool takes(const Linear& l) {
 }
 
 cudaError_t launch(const Linear& linear, const Device& device, cudaStream_t stream) {
-  const TokenArgs& t = linear.tokens;
+  TokenArgs t = linear.tokens;
+  t.chained = device.early_launch && is_chained(stream);
   if (const cudaError_t error = quantize_tokens(t, device.early_launch, stream)) return error;
   Launch l;
   l.plan = make_plan(t.M, linear.N, t.K, t.float8, device);
@@ -79,11 +80,12 @@ cudaError_t launch(const Linear& linear, const Device& device, cudaStream_t stre
             .split = l.plan.split, .scale_dtype = linear.scale_dtype, .bias_dtype = linear.bias_dtype, .y_dtype = t.x_dtype};
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, t.codes, t.K, t.M, t.K, kStageK, l.plan.tokens,
                   CU_TENSOR_MAP_SWIZZLE_128B) ||
-      !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, linear.codes, t.K, linear.N, t.K, kStageK, kRows,
+      !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, linear.codes, t.K, linear.N, t.K, kStageK, l.plan.rows,
                   CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorInvalidValue;
-  if (blocks) return launch_plan<E4m3, true>(l);
-  return t.float8 ? launch_plan<E4m3, false>(l) : launch_plan<Int8, false>(l);
+  const cudaError_t error = blocks ? launch_plan<E4m3, true>(l) : t.float8 ? launch_plan<E4m3, false>(l) : launch_plan<Int8, false>(l);
+  remember_grid(stream);
+  return error;
 }
 
 }  // namespace ao::bytes

@@ -3,17 +3,17 @@
 //   y[m, n] = scale[n] * x_scale[m] * sum_k x[m, k] * code[n, k] + bias[n]
 //   y[m, n] = sum_g scale[n / block_n, g] * x_scale[m, g] * sum_{k in g} x[m, k] * code[n, k] + bias[n]    groups of 128
 //
-// A CTA makes a tile of 128 output features by BM tokens. A producer warp has the copy engine fill a ring of stages, each 128 input
-// features of weights and tokens; two warpgroups multiply them from shared memory, where weights are the 64-wide side of wgmma
+// A CTA makes a tile of 64 or 128 output features by BM tokens. A producer warp has the copy engine fill a ring of stages, each 128 input
+// features of weights and tokens; a warpgroup for each 64 output features multiplies them from shared memory, where weights are the 64-wide side of wgmma
 // and tokens the narrow one, so that one token costs little more than the bytes of the weights. `split` CTAs of a cluster share a tile, each
 // with its part of K, and add up through distributed shared memory in the order of their ranks: bits repeat.
 //
 // int8: sums are int32, exact. float8: the matrix units keep about 14 bits of a sum; it is added to a float32 one every 128
 // input features.
 //
-// Early launch: the grid in front quantizes the tokens. It is started by the same call, and lets this one start only after
-// all grids before it have ended, so that nobody can still be writing weights: these are fetched at once, up to a ring of them, and tokens
-// and their scales after wait_for_earlier_grids().
+// Early launch: the grid in front quantizes the tokens, started by the same call; chain.h says why nobody can be writing weights
+// any more when this one starts. They are fetched at once, up to a ring of them; tokens and their scales come after
+// wait_for_earlier_grids().
 #pragma once
 #include <cuda.h>
 
@@ -29,9 +29,6 @@ namespace ao::bytes {
 using namespace ao::large;
 
 constexpr int kStageK = 128;     // input features a stage: the bytes of a row under the swizzle
-constexpr int kConsumers = 2;    // warpgroups of 64 output features
-constexpr int kRows = 64 * kConsumers;
-constexpr int kThreads = 128 * (kConsumers + 1);
 constexpr int kGroupTiles = 8;   // tiles of tokens that are worked off together, so that tokens and weights stay in L2
 
 struct ProductArgs {
@@ -46,19 +43,23 @@ struct ProductArgs {
   DType scale_dtype, bias_dtype, y_dtype;
 };
 
-// BLOCKS: scales of groups of 128. CTAS: of a multiprocessor.
-template <class Kind_, int BM_, int STAGES_, int CTAS_, bool BLOCKS_>
+// CONSUMERS: warpgroups of 64 output features. BLOCKS: scales of groups of 128. CTAS: of a multiprocessor.
+template <class Kind_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, bool BLOCKS_>
 struct Tile {
   using Kind = Kind_;
   using Sum = typename Kind::Sum;
-  static constexpr int BM = BM_, STAGES = STAGES_, CTAS = CTAS_;
+  static constexpr int CONSUMERS = CONSUMERS_, BM = BM_, STAGES = STAGES_, CTAS = CTAS_;
   static constexpr bool BLOCKS = BLOCKS_;
-  static constexpr int kProducerRegisters = CTAS == 1 ? 40 : 32, kConsumerRegisters = CTAS == 1 ? 232 : 104;
+  static constexpr int kRows = 64 * CONSUMERS, kThreads = 128 * (CONSUMERS + 1);
+  // Registers a thread, moved from the producer's warpgroup to two consumers': 168 at launch.
+  static constexpr bool kMovesRegisters = CONSUMERS == 2;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static_assert(!kMovesRegisters || CTAS == 1);
   static constexpr int kCodes = kRows * kStageK, kX = BM * kStageK, kStage = kCodes + kX;
   static constexpr int kScales = BLOCKS ? 4 * BM : 0;  // of the tokens of a stage
   static constexpr int kRing = STAGES * kStage;
   static constexpr int kChunk = BM < 32 ? BM : 32;     // tokens that are stored together
-  static constexpr int kEpilogue = kConsumers * kChunk * 128;
+  static constexpr int kEpilogue = CONSUMERS * kChunk * 128;
   static constexpr int kPitch = kRows + 4;             // sums of a token of a part; 2 * kPitch % 32 == 8: no bank conflicts
   static constexpr bool kSplits = BM * kPitch * 4 <= kRing && BM <= 128;
   static constexpr int kShared = 1024 + kRing + kEpilogue + STAGES * kScales + 16 * STAGES;
@@ -73,7 +74,7 @@ template <class T>
 __device__ inline Place place_of(int tile, int tiles_m, int tiles_n) {
   const int of_group = kGroupTiles * tiles_n, first = tile / of_group * kGroupTiles, within = tile % of_group;
   const int width = min(kGroupTiles, tiles_m - first);
-  return {(first + within % width) * T::BM, within / width * kRows};
+  return {(first + within % width) * T::BM, within / width * T::kRows};
 }
 
 __device__ inline void store_value(void* y, DType dtype, int64_t at, float v) {
@@ -271,7 +272,7 @@ class Consumer {
 // The sums of a tile, each CTA of the cluster a share of them.
 template <class T>
 __device__ void add_parts(const ProductArgs& a, uint32_t parts, int rank, Place at) {
-  constexpr int kFours = kRows / 4, kAdders = 128 * kConsumers;
+  constexpr int kFours = T::kRows / 4, kAdders = 128 * T::CONSUMERS;
   for (int i = rank * kAdders + threadIdx.x; i < T::BM * kFours; i += a.split * kAdders) {
     const int m = at.m + i / kFours, n = at.n + i % kFours * 4;
     if (m >= a.M || n >= a.N) continue;
@@ -303,14 +304,14 @@ __device__ void add_parts(const ProductArgs& a, uint32_t parts, int rank, Place 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, T::CTAS)
+__global__ void __launch_bounds__(T::kThreads, T::CTAS)
 byte_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap codes_map, const ProductArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ uint8_t memory[];
   constexpr int STAGES = T::STAGES;
   const uint32_t ring = (shared_address(memory) + 1023) & ~1023u, buffer = ring + T::kRing;
   const uint32_t scales = buffer + T::kEpilogue, full = scales + STAGES * T::kScales, empty = full + 8 * STAGES;
-  const int tiles_m = (a.M + T::BM - 1) / T::BM, tiles_n = (a.N + kRows - 1) / kRows, n_tiles = tiles_m * tiles_n;
+  const int tiles_m = (a.M + T::BM - 1) / T::BM, tiles_n = (a.N + T::kRows - 1) / T::kRows, n_tiles = tiles_m * tiles_n;
   const int n_blocks = (a.K + kStageK - 1) / kStageK, per_split = (n_blocks + a.split - 1) / a.split;
   const int rank = blockIdx.x % a.split, first_tile = blockIdx.x / a.split, tile_step = gridDim.x / a.split;
   const int first = min(rank * per_split, n_blocks), last = min(first + per_split, n_blocks);
@@ -318,16 +319,16 @@ byte_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ 
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
       barrier_init(full + 8 * s, 1);
-      barrier_init(empty + 8 * s, 4 * kConsumers);
+      barrier_init(empty + 8 * s, 4 * T::CONSUMERS);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
 
   const int warpgroup = threadIdx.x / 128;
-  if (warpgroup == kConsumers) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(T::kProducerRegisters));
-    if (threadIdx.x == 128 * kConsumers) {
+  if (warpgroup == T::CONSUMERS) {
+    if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(T::kProducerRegisters));
+    if (threadIdx.x == 128 * T::CONSUMERS) {
       int stage = 0, phase = 0, pending = 0;
       const auto load_codes = [&](Place at, int block) {
         barrier_wait(empty + 8 * stage, phase ^ 1);
@@ -362,7 +363,7 @@ byte_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ 
       cluster_sync();
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(T::kConsumerRegisters));
+    if constexpr (T::kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(T::kConsumerRegisters));
     wait_for_earlier_grids();
     Consumer<T> consumer(a, warpgroup);
     consumer.ring_ = ring, consumer.scales_ = scales;
@@ -384,7 +385,7 @@ byte_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ 
     }
     if constexpr (T::kSplits) {
       if (a.split > 1) {
-        asm volatile("bar.sync 3, %0;" ::"n"(128 * kConsumers) : "memory");  // the other warpgroup has read its last stage
+        asm volatile("bar.sync 3, %0;" ::"n"(128 * T::CONSUMERS) : "memory");  // the other warpgroup has read its last stage
         consumer.store_part(ring);
         cluster_sync();
         add_parts<T>(a, ring, rank, at);

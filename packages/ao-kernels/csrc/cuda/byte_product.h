@@ -11,9 +11,9 @@ namespace ao::bytes {
 // With more tokens, the library's product of float8 codes is faster, for scales of rows and tensors.
 constexpr int64_t kLibraryTokens = 128;
 
-// tokens of a tile (16, 32, 64, 128 or, for int8, 256) and CTAs that share a tile.
+// Output features and tokens of a tile (64 by 16, 32 or 64; 128 by 128 or, for int8, 256), and CTAs that share it.
 struct Plan {
-  int tokens, split;
+  int rows, tokens, split;
 };
 
 struct Linear {

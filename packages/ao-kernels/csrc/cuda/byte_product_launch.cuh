@@ -28,7 +28,7 @@ cudaError_t launch_tile(const Launch& l) {
       return error;
     allowed.fetch_or(bit, std::memory_order_relaxed);
   }
-  const int tiles = (l.args.M + T::BM - 1) / T::BM * ((l.args.N + kRows - 1) / kRows);
+  const int tiles = (l.args.M + T::BM - 1) / T::BM * ((l.args.N + T::kRows - 1) / T::kRows);
   const int at_once = l.multiprocessors * T::CTAS;
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
@@ -37,7 +37,7 @@ cudaError_t launch_tile(const Launch& l) {
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(l.args.split > 1 || tiles < at_once ? tiles * l.args.split : at_once);
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(T::kThreads);
   config.dynamicSmemBytes = T::kShared;
   config.stream = l.stream;
   config.attrs = attributes;
@@ -48,14 +48,14 @@ cudaError_t launch_tile(const Launch& l) {
 // Stages fill the shared memory of a multiprocessor, or half of it.
 template <class Kind, bool BLOCKS>
 cudaError_t launch_plan(const Launch& l) {
-  switch (l.plan.tokens) {
-    case 16: return launch_tile<Tile<Kind, 16, 5, 2, BLOCKS>>(l);
-    case 32: return launch_tile<Tile<Kind, 32, 5, 2, BLOCKS>>(l);
-    case 64: return launch_tile<Tile<Kind, 64, 4, 2, BLOCKS>>(l);
-    case 128: return launch_tile<Tile<Kind, 128, 6, 1, BLOCKS>>(l);
+  switch (l.plan.tokens) {  // up to 64 go with 64 output features, more with 128
+    case 16: return launch_tile<Tile<Kind, 1, 16, 10, 2, BLOCKS>>(l);
+    case 32: return launch_tile<Tile<Kind, 1, 32, 8, 2, BLOCKS>>(l);
+    case 64: return launch_tile<Tile<Kind, 1, 64, 6, 2, BLOCKS>>(l);
+    case 128: return launch_tile<Tile<Kind, 2, 128, 6, 1, BLOCKS>>(l);
     default:
       if constexpr (std::is_same_v<typename Kind::Sum, float>) return cudaErrorInvalidValue;
-      else return launch_tile<Tile<Kind, 256, 4, 1, BLOCKS>>(l);
+      else return launch_tile<Tile<Kind, 2, 256, 4, 1, BLOCKS>>(l);
   }
 }
 

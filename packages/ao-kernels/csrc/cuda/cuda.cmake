@@ -88,7 +88,7 @@ list(TRANSFORM ao_cuda_sources APPEND .cpp)
 list(TRANSFORM AO_CUDA_KERNELS PREPEND csrc/cuda/ OUTPUT_VARIABLE ao_cuda_kernels)
 list(TRANSFORM ao_cuda_kernels APPEND .cu)
 
-pybind11_add_module(_cuda csrc/cuda/module.cpp csrc/cuda/device.cpp csrc/cuda/tensor_map.cpp csrc/cuda/weight_only_small.cpp
+pybind11_add_module(_cuda csrc/cuda/module.cpp csrc/cuda/chain.cpp csrc/cuda/device.cpp csrc/cuda/tensor_map.cpp csrc/cuda/weight_only_small.cpp
   csrc/tensor.cpp
   ${ao_cuda_sources} ${ao_cuda_kernels})
 target_include_directories(_cuda PRIVATE csrc)

@@ -117,8 +117,9 @@ __global__ void __launch_bounds__(most_threads(EIGHTS)) quantize(const TokenArgs
   constexpr float kHighest = FLOAT8 ? 448.0f : 127.0f;
   const int64_t m = blockIdx.x;
   const int eights = static_cast<int>(a.K / 8);
+  if (a.chained) let_later_grids_start();
   wait_for_earlier_grids();
-  let_later_grids_start();
+  if (!a.chained) let_later_grids_start();
   const X* const row = static_cast<const X*>(a.x) + m * a.x_stride;
   float v[EIGHTS][8];
   uint32_t peak[EIGHTS], highest = 0;

@@ -19,6 +19,7 @@ struct TokenArgs {
   DType x_dtype;
   bool float8;         // else int8
   TokenScales scales;
+  bool chained;        // to the grid in front
 };
 
 constexpr int64_t kMostColumns = 32768;       // threads of a block hold them in registers
@@ -28,7 +29,8 @@ inline bool quantizes(int64_t M, int64_t K, TokenScales scales) {
   return K % 16 == 0 && K <= kMostColumns && M < int64_t{1} << 31 && (scales != TokenScales::tensor || M * K <= kMostTogether);
 }
 
-// early: the grid may start before those in front of it have ended; it lets the next one start only when they have.
+// early: the grid may start before those in front of it have ended. See chain.h: it lets the next one start only when they have, or at once
+// if it is chained.
 cudaError_t quantize_tokens(const TokenArgs& a, bool early, cudaStream_t stream);
 
 }  // namespace ao

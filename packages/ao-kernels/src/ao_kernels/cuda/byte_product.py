@@ -41,7 +41,9 @@ def float8_refusal(
     if reason:
         return reason
     if x.dtype == torch.float32:
-        return "x has dtype torch.float32, for which float8 products on the GPU are not exact enough"
+        return (
+            "x has dtype torch.float32, for which float8 products on the GPU are not exact enough"
+        )
     if codes.dtype != torch.float8_e4m3fn:
         return f"codes have dtype {codes.dtype}; the CUDA kernels take torch.float8_e4m3fn"
     M, K, N = tokens_of(x), x.shape[-1], codes.shape[0]

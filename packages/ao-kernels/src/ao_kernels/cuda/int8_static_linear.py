@@ -21,9 +21,7 @@ def _supports(
 @int8_static_linear.kernel(
     "cuda", device="cuda", supports=_supports, direct=_cuda.int8_static_linear
 )
-def _run(
-    x: Tensor, codes: Tensor, scale: Tensor, x_scale: Tensor, bias: Tensor | None
-) -> Tensor:
+def _run(x: Tensor, codes: Tensor, scale: Tensor, x_scale: Tensor, bias: Tensor | None) -> Tensor:
     y = _cuda.int8_static_linear(
         0, aligned(x), aligned(codes), aligned(scale), aligned(x_scale), aligned(bias)
     )
