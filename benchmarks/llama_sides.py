@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor_config
 
 from ao_quant import (
     Float8DynamicActivationFloat8WeightConfig,
@@ -99,11 +100,10 @@ def _torchao_way(
     quantize_: Callable[[nn.Module, Any], None], config: Any
 ) -> Callable[[nn.Module], dict[str, Any]]:
     def quantize(model: nn.Module) -> dict[str, Any]:
-        settings = torch._inductor.config
-        before = settings.get_config_copy()
+        before = inductor_config.get_config_copy()
         quantize_(model, config)
-        chosen = {k: v for k, v in settings.get_config_copy().items() if v != before[k]}
-        settings.load_config(before)
-        return chosen
+        after = inductor_config.get_config_copy()
+        inductor_config.load_config(before)
+        return {name: value for name, value in after.items() if value != before[name]}
 
     return quantize
