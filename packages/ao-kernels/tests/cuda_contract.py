@@ -11,7 +11,7 @@ from ao_kernels import cuda, force
 
 
 class CudaLinear(WeightOnlyOnGpu):
-    """WeightOnlyOnGpu, and what the kernels for few tokens must do: any address, any stream, any device.
+    """WeightOnlyOnGpu, and what the kernels for few tokens must do: any address, stream and device.
 
     Where the CUDA kernels take nothing (float32, odd shapes of few tokens), the op takes another.
     """
