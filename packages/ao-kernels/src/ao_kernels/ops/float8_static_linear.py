@@ -47,7 +47,7 @@ def float8_static_linear(
     Returns:
         (..., N) in the dtype of x. Sums have at least float32's precision, but for bfloat16
         or float16 and e4m3 on GPUs that multiply float8: about 14 bits for up to 128 products of
-        codes, then float32 (docs/numerics.md). A token that holds NaN or inf gives
+        codes (4096 with many tokens), then float32 (docs/numerics.md). A token that holds NaN or inf gives
         NaN.
 
     Raises:
