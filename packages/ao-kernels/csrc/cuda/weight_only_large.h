@@ -1,5 +1,5 @@
-// int4 weight-only linear of many tokens on Hopper GPUs: what is taken, how the work is cut, and the launch.
-// The kernel is in weight_only_large.cuh; weight_only_large_<groups>.cu compile it.
+// Weight-only linear of many tokens on Hopper GPUs, int4, int8 and float8: what is taken, how the work is cut, and the launch.
+// The kernel is in weight_only_large.cuh; weight_only_large_<codes>.cu compile it.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -10,7 +10,7 @@ namespace ao::large {
 
 // From this many tokens on, dequantizing the weight once and the library's product are faster. H200, 14336 x 4096, groups of 128: 4096
 // tokens took 692 to 722 us here and 667 so, in runs of their own; 1024 took 173 here. Nothing was measured between.
-constexpr int64_t kLibraryTokens = 2048;
+constexpr int64_t library_tokens(int bits) { return bits == 4 ? 2048 : 1024; }
 
 // tokens of a tile (32, 64, 128 or 256) and CTAs that share a tile.
 struct Plan {
