@@ -76,8 +76,11 @@ def many_tokens_refusal(
         return f"x has {K} input features; the CUDA kernels take multiples of 32"
     if group_size >= K:
         return "zeros go with groups here, not with rows" if zero is not None else None
-    if group_size % 128 and (codes.dtype == torch.float8_e5m2 or group_size not in (32, 64)):
-        return f"{group_name} is {group_size}; with more than 16 tokens it is 32, 64 or 128 * n"
+    if group_size % 128:
+        if codes.dtype == torch.float8_e5m2:
+            return f"{group_name} is {group_size}; with more than 16 tokens of e5m2 it is 128 * n"
+        if group_size not in (32, 64):
+            return f"{group_name} is {group_size}; with more than 16 tokens it is 32, 64 or 128 * n"
     wanted = torch.float32 if codes.dtype.is_floating_point else torch.bfloat16
     if scale.dtype != wanted:
         return f"scale has dtype {scale.dtype}; with more than 16 tokens it is {wanted}"
