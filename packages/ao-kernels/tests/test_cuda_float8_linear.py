@@ -49,6 +49,7 @@ class TestOnGpu(CudaLinear):
             (8, 2000, 14336, 128, 128),
             (12, 4099, 4128, 5, 32),
             (2000, 1000, 4104, 128, 128),
+            (4096, 1000, 4128, 128, 128),
         ]:
             call = float8_call(M, N, K, *block, dtype, kind=torch.float8_e5m2)
             yield Sample(f"{M}x{N}x{K} e5m2 in blocks of {block} {dtype}", call)

@@ -39,11 +39,6 @@ __device__ inline void load_box(uint32_t to, const CUtensorMap* map, int column,
       : "memory");
 }
 
-// Asks for a box to be brought into L2, and changes nothing else: there, a later write still reaches it.
-__device__ inline void prefetch_box(const CUtensorMap* map, int column, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row) : "memory");
-}
-
 __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }

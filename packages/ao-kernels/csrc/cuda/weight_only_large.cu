@@ -50,8 +50,8 @@ bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data, int64_
 }  // namespace
 
 // Rules fitted to an H200: 4096 x 4096, 14336 x 4096 and 4096 x 14336 with 16 to 4096 tokens.
-Plan make_plan(int64_t M, int64_t N, int64_t K, const Device& device) {
-  const int64_t columns = (N + 127) / 128, blocks = (K + kStageK - 1) / kStageK;
+Plan make_plan(const LinearArgs& a, const Device& device) {
+  const int64_t M = a.M, columns = (a.N + 127) / 128, blocks = (a.K + kStageK - 1) / kStageK;
   Plan plan{.tokens = 256, .split = 1};
   if (M <= 32) plan.tokens = 32;
   else if (M <= 64 || (M <= 128 && columns < 64)) plan.tokens = 64;
@@ -59,7 +59,12 @@ Plan make_plan(int64_t M, int64_t N, int64_t K, const Device& device) {
   if (plan.tokens == 256) return plan;
   const int64_t tiles = columns * ((M + plan.tokens - 1) / plan.tokens);
   const int most = plan.tokens == 128 ? 4 : 8;
-  while (plan.split < most && tiles * plan.split * 2 <= device.multiprocessors && blocks >= 16 * plan.split) plan.split *= 2;
+  if (a.bits != 4 && a.G == 1 && plan.tokens == 64 && tiles >= 100 && tiles <= device.multiprocessors) {
+    plan.alone = true;
+    return plan;
+  }
+  const int at_once = device.multiprocessors * (a.bits != 4 && plan.tokens < 128 ? 2 : 1);
+  while (plan.split < most && tiles * plan.split * 2 <= at_once && blocks >= 16 * plan.split) plan.split *= 2;
   // Two CTAs of a multiprocessor, each with half of K, rather than one.
   if (plan.split == 1 && plan.tokens < 128 && tiles <= device.multiprocessors && blocks >= 16) plan.split = 2;
   return plan;
@@ -87,7 +92,7 @@ bool takes(const LinearArgs& a, const Device& device) {
 
 cudaError_t launch(const LinearArgs& a, const Device& device, cudaStream_t stream) {
   Launch l;
-  l.plan = make_plan(a.M, a.N, a.K, device);
+  l.plan = make_plan(a, device);
   l.multiprocessors = device.multiprocessors;
   l.early = device.early_launch;
   l.stream = stream;

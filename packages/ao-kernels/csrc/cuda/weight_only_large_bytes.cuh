@@ -31,17 +31,26 @@ class ByteWeights {
 
   // Scales are read one stage ahead.
   __device__ void start_scales(int n0, int block) {
-    if constexpr (NS > 0) fetch(n0, block);
+    if constexpr (NS > 0) {
+      const LargeArgs& a = thread_.args;
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        int row = min(n0 + thread_.row(part), a.N - 1);
+        if (CODES != kInt8 && a.block_n > 1) row /= a.block_n;
+        row_[part] = int64_t{row} * a.scale_stride;
+      }
+      fetch(block);
+    }
   }
 
   // Makes scale_ that of a stage.
-  __device__ void take_scales(int n0, int block) {
+  __device__ void take_scales(int, int block) {
     if constexpr (NS > 0) {
 #pragma unroll
       for (int part = 0; part < 2; ++part)
 #pragma unroll
         for (int i = 0; i < NS; ++i) scale_[part][i] = CODES == kInt8 ? next_[part][i] * 0x10001u : next_[part][i];
-      fetch(n0, block + 1);
+      fetch(block + 1);
     }
   }
 
@@ -81,25 +90,25 @@ class ByteWeights {
     }
   }
 
-  // Bits of the scales of a stage's groups; behind the last group, and behind N, of the last one.
-  __device__ void fetch(int n0, int block) {
+  // Bits of the scales of a stage's groups; behind the last group those of the last one.
+  __device__ void fetch(int block) {
     const LargeArgs& a = thread_.args;
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      int row = min(n0 + thread_.row(part), a.N - 1);
-      if (CODES != kInt8 && a.block_n > 1) row /= a.block_n;
+    for (int i = 0; i < NS; ++i) {
+      int group = NS == 4 ? (4 * block + i) >> (a.group_size == 64) : block;
+      if (NS == 1 && a.group_size != kStageK) group = block * kStageK / a.group_size;
+      group = min(group, a.G - 1);
 #pragma unroll
-      for (int i = 0; i < NS; ++i) {
-        const int group = NS == 1 ? block * kStageK / a.group_size : (4 * block + i) >> (a.group_size == 64);
-        const int64_t at = int64_t{row} * a.scale_stride + min(group, a.G - 1);
-        if constexpr (CODES == kInt8) next_[part][i] = static_cast<const uint16_t*>(a.scale)[at];
-        else next_[part][i] = static_cast<const uint32_t*>(a.scale)[at];
+      for (int part = 0; part < 2; ++part) {
+        if constexpr (CODES == kInt8) next_[part][i] = static_cast<const uint16_t*>(a.scale)[row_[part] + group];
+        else next_[part][i] = static_cast<const uint32_t*>(a.scale)[row_[part] + group];
       }
     }
   }
 
   const LargeThread& thread_;
   uint32_t place_;  // of this thread's first codes in a stage, before the swizzle
+  int64_t row_[2];  // of the scales
   uint32_t scale_[2][NP], next_[2][NP];  // int8: bf16, twice and once; float8: float32
 };
 

@@ -60,6 +60,9 @@ cudaError_t launch_sizes(const Launch& l) {
 
 template <int CODES, int NS, bool ZERO>
 cudaError_t launch_plan(const Launch& l) {
+  if constexpr (CODES != 4 && NS == 0) {
+    if (l.plan.alone) return launch_tile<LargeTile<CODES, 64, 6, 1, 1, NS>, ZERO>(l);
+  }
   switch (l.plan.tokens * 16 + l.plan.split) {
     case 32 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 32, 1>(l);
     case 32 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 32, 2>(l);

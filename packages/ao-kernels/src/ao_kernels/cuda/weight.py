@@ -16,9 +16,9 @@ FEW_TOKENS = 16  # kMostTokens in weight_only_small.h
 # library_tokens in weight_only_large.h
 _LIBRARY_TOKENS = {
     torch.uint8: 2048,
-    torch.int8: 1024,
-    torch.float8_e4m3fn: 1024,
-    torch.float8_e5m2: 1024,
+    torch.int8: 4096,
+    torch.float8_e4m3fn: 4096,
+    torch.float8_e5m2: 4096,
 }
 
 
