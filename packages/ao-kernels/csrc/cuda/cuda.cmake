@@ -26,10 +26,13 @@ set(AO_CUDA_KERNELS
   probe
   quantize_tokens
   weight_only_large
-  weight_only_large_128
-  weight_only_large_32
-  weight_only_large_64
-  weight_only_large_row
+  weight_only_large_e4m3
+  weight_only_large_e5m2
+  weight_only_large_int4_128
+  weight_only_large_int4_32
+  weight_only_large_int4_64
+  weight_only_large_int4_row
+  weight_only_large_int8
   weight_only_small_float8
   weight_only_small_int4
   weight_only_small_int8

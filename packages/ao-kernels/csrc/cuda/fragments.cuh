@@ -26,12 +26,15 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_
 }
 
 // Copies BYTES (4, 8, 16) bytes from global to shared memory, or writes zeros if not `valid`, and does not wait: a copy
-// belongs to the next group that its thread commits. 16 bytes leave no trace in L1.
-template <int BYTES>
+// belongs to the next group that its thread commits. 16 bytes leave no trace in L1. LINE: others ask for the rest of the
+// 128 bytes around them at the same time, so L2 should fetch these at once.
+template <int BYTES, bool LINE = false>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const int bytes = valid ? BYTES : 0;
-  if constexpr (BYTES == 16) {
+  if constexpr (BYTES == 16 && LINE) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  } else if constexpr (BYTES == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"

@@ -28,7 +28,7 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("device"), "The most values of x that a weight-only linear takes on this CUDA device.");
 
   m.def("many_tokens_refusal", [](int device) { return ao::large::device_refusal(*ao::device(device)); },
-        py::arg("device"), "Why no int4 linear of more than 16 tokens runs on this CUDA device, or an empty string.");
+        py::arg("device"), "Why no weight-only linear of more than 16 tokens runs on this CUDA device, or an empty string.");
 
   m.def("byte_product_refusal", [](int device) { return ao::bytes::device_refusal(*ao::device(device)); },
         py::arg("device"), "Why no product of 8-bit codes runs on this CUDA device, or an empty string.");

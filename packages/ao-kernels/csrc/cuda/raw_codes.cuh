@@ -44,7 +44,7 @@ struct Raw<BITS, WIDE, true> {
 #pragma unroll
     for (int i = 0; i < kCopyRows; ++i) {
       const int row = copy_row(lane, i), piece = lane % 8;
-      copy_async<16>(shared + row * kLineBytes + place(row, piece), step + behind[i] + 16 * piece, 16 * piece < valid);
+      copy_async<16, true>(shared + row * kLineBytes + place(row, piece), step + behind[i] + 16 * piece, 16 * piece < valid);
     }
   }
 

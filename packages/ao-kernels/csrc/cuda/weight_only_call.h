@@ -32,7 +32,7 @@ PyObject* run_weight_only(const char* op, LinearCall& call) {
   const LinearArgs& a = call.args;
   if (a.x_dtype == DType::f32) return not_implemented();
   const Device& at = *device(call.x.device);
-  if (BITS == 4 && a.M > small::kMostTokens) {
+  if ((BITS == 4 || BITS <= 0) && a.M > small::kMostTokens) {
     if (!large::takes(a, at)) return not_implemented();
     return run_on_device(op, call, large::launch);
   }

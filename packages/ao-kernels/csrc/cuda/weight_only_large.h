@@ -1,5 +1,5 @@
-// int4 weight-only linear of many tokens on Hopper GPUs: what is taken, how the work is cut, and the launch.
-// The kernel is in weight_only_large.cuh; weight_only_large_<groups>.cu compile it.
+// Weight-only linear of many tokens on Hopper GPUs, int4, int8 and float8: what is taken, how the work is cut, and the launch.
+// The kernel is in weight_only_large.cuh; weight_only_large_<codes>.cu compile it.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -8,16 +8,20 @@
 
 namespace ao::large {
 
-// From this many tokens on, dequantizing the weight once and the library's product are faster. H200, 14336 x 4096, groups of 128: 4096
-// tokens took 692 to 722 us here and 667 so, in runs of their own; 1024 took 173 here. Nothing was measured between.
-constexpr int64_t kLibraryTokens = 2048;
+// From this many tokens on, dequantizing the weight once and the library's product are faster. H200, 14336 x 4096:
+// int4, groups of 128: 4096 tokens took 692 to 722 us here and 667 so, in runs of their own; 1024 took 173 here.
+// e4m3, one scale a row: 2048 tokens took 319 us here and 352 so, 4096 took 650 to 707 here and 690 so. int8: 1024 took 181
+// here and 194 so. Nothing was measured between.
+constexpr int64_t library_tokens(int bits) { return bits == 4 ? 2048 : 4096; }
 
-// tokens of a tile (32, 64, 128 or 256) and CTAs that share a tile.
+// tokens of a tile (32, 64, 128 or 256) and CTAs that share a tile. alone: a CTA of 64 tokens has a multiprocessor for itself,
+// as those of more tokens do, and more stages; codes of a byte and one scale a row only.
 struct Plan {
   int tokens, split;
+  bool alone = false;
 };
 
-Plan make_plan(int64_t M, int64_t N, int64_t K, const Device& device);
+Plan make_plan(const LinearArgs& a, const Device& device);
 
 // Why no kernel of many tokens runs on this device, or "".
 const char* device_refusal(const Device& device);

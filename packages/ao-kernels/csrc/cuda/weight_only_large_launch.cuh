@@ -1,4 +1,4 @@
-// The launch of weight_only_large.cuh for one number of groups a stage.
+// The launch of weight_only_large.cuh for one kind of codes and number of groups a stage.
 #pragma once
 #include <atomic>
 
@@ -13,6 +13,7 @@ struct Launch {
   LargeArgs args;
   Plan plan;
   int multiprocessors;
+  bool early;  // it may start before the grids in front of it have ended (programmatic dependent launch)
   cudaStream_t stream;
 };
 
@@ -31,44 +32,59 @@ cudaError_t launch_tile(const Launch& l) {
   }
   const int tiles = (l.args.M + Tile::BM - 1) / Tile::BM * ((l.args.N + Tile::BN - 1) / Tile::BN);
   const int at_once = l.multiprocessors * Tile::CTAS;
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {Tile::SPLIT, 1, 1};
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {Tile::SPLIT, 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(Tile::SPLIT > 1 || tiles < at_once ? tiles * Tile::SPLIT : at_once);
   config.blockDim = dim3(kLargeThreads);
   config.dynamicSmemBytes = Tile::kShared;
   config.stream = l.stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = l.early ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, l.x_map, l.codes_map, l.args);
 }
 
-template <int NS, bool ZERO>
+// Stages fill the shared memory of a multiprocessor (128 tokens or more), or half of it.
+constexpr int stages_of(int codes, int tokens) {
+  if (codes == 4) return tokens == 32 ? 6 : tokens == 64 ? 4 : tokens == 128 ? 5 : 3;
+  return tokens == 32 ? 4 : tokens == 64 ? 3 : tokens == 128 ? 4 : 2;
+}
+
+template <int CODES, int NS, bool ZERO, int BM, int SPLIT>
+cudaError_t launch_sizes(const Launch& l) {
+  return launch_tile<LargeTile<CODES, BM, stages_of(CODES, BM), SPLIT, BM < 128 ? 2 : 1, NS>, ZERO>(l);
+}
+
+template <int CODES, int NS, bool ZERO>
 cudaError_t launch_plan(const Launch& l) {
-  // Stages fill the shared memory of a multiprocessor, or half of it.
+  if constexpr (CODES != 4 && NS == 0) {
+    if (l.plan.alone) return launch_tile<LargeTile<CODES, 64, 6, 1, 1, NS>, ZERO>(l);
+  }
   switch (l.plan.tokens * 16 + l.plan.split) {
-    case 32 * 16 + 1: return launch_tile<LargeTile<32, 6, 1, 2, NS>, ZERO>(l);
-    case 32 * 16 + 2: return launch_tile<LargeTile<32, 6, 2, 2, NS>, ZERO>(l);
-    case 32 * 16 + 4: return launch_tile<LargeTile<32, 6, 4, 2, NS>, ZERO>(l);
-    case 32 * 16 + 8: return launch_tile<LargeTile<32, 6, 8, 2, NS>, ZERO>(l);
-    case 64 * 16 + 1: return launch_tile<LargeTile<64, 4, 1, 2, NS>, ZERO>(l);
-    case 64 * 16 + 2: return launch_tile<LargeTile<64, 4, 2, 2, NS>, ZERO>(l);
-    case 64 * 16 + 4: return launch_tile<LargeTile<64, 4, 4, 2, NS>, ZERO>(l);
-    case 64 * 16 + 8: return launch_tile<LargeTile<64, 4, 8, 2, NS>, ZERO>(l);
-    case 128 * 16 + 1: return launch_tile<LargeTile<128, 5, 1, 1, NS>, ZERO>(l);
-    case 128 * 16 + 2: return launch_tile<LargeTile<128, 5, 2, 1, NS>, ZERO>(l);
-    case 128 * 16 + 4: return launch_tile<LargeTile<128, 5, 4, 1, NS>, ZERO>(l);
-    default: return launch_tile<LargeTile<256, 3, 1, 1, NS>, ZERO>(l);
+    case 32 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 32, 1>(l);
+    case 32 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 32, 2>(l);
+    case 32 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 32, 4>(l);
+    case 32 * 16 + 8: return launch_sizes<CODES, NS, ZERO, 32, 8>(l);
+    case 64 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 64, 1>(l);
+    case 64 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 64, 2>(l);
+    case 64 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 64, 4>(l);
+    case 64 * 16 + 8: return launch_sizes<CODES, NS, ZERO, 64, 8>(l);
+    case 128 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 128, 1>(l);
+    case 128 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 128, 2>(l);
+    case 128 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 128, 4>(l);
+    default: return launch_sizes<CODES, NS, ZERO, 256, 1>(l);
   }
 }
 
-template <int NS>
+template <int CODES, int NS>
 cudaError_t launch_groups(const Launch& l) {
-  if constexpr (NS > 0) {
-    if (l.args.zero) return launch_plan<NS, true>(l);
+  if constexpr (CODES == 4 && NS > 0) {
+    if (l.args.zero) return launch_plan<CODES, NS, true>(l);
   }
-  return launch_plan<NS, false>(l);
+  return launch_plan<CODES, NS, false>(l);
 }
 
 }  // namespace ao::large

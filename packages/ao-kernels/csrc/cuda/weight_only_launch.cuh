@@ -25,8 +25,7 @@ cudaError_t launch_variant(Arguments a, const Plan& plan, int shared_limit, cuda
   }
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
-  const int rows = plan.tiles * 16 * FRAGMENTS;
-  config.gridDim = dim3((a.N + rows - 1) / rows, plan.cluster);
+  config.gridDim = dim3(plan.blocks, plan.cluster);
   config.blockDim = dim3(plan.tiles * plan.splits * 32);
   config.dynamicSmemBytes = plan.shared_bytes;
   config.stream = stream;
@@ -47,7 +46,8 @@ cudaError_t launch_variant(Arguments a, const Plan& plan, int shared_limit, cuda
   return error;
 }
 
-inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide) {
+inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide, int fragments) {
+  const int all_tiles = static_cast<int>((a.N + 16 * fragments - 1) / (16 * fragments));
   const bool one_group = a.group_size >= a.K;
   const int steps = static_cast<int>((a.K + kStep - 1) / kStep);
   const int slice = (steps + plan.cluster - 1) / plan.cluster;
@@ -61,16 +61,17 @@ inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide
           .group_inverse = one_group || spans == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / spans + 1),
           .every_span = !one_group && spans == 1, .scale_bytes = a.scale_dtype == DType::f32 ? 4u : 2u,
           .bias_dtype = a.bias_dtype, .tiles = plan.tiles, .splits = plan.splits,
-          .cluster = plan.cluster, .tiles_inverse = (4095 + plan.tiles) / plan.tiles, .slice = slice,
+          .cluster = plan.cluster, .block_tiles = all_tiles / plan.blocks, .longer_blocks = all_tiles % plan.blocks,
+          .tiles_inverse = (4095 + plan.tiles) / plan.tiles, .slice = slice,
           .split_steps = slice / plan.splits, .longer_splits = slice % plan.splits,
           .x_row = plan.x_row};
 }
 
 template <int BITS, class Half, int NT, bool WIDE>
 cudaError_t launch_typed(const LinearArgs& a, const Device& device, const Plan& plan, cudaStream_t stream) {
-  const Arguments arguments = make_arguments(a, plan, WIDE);
-  constexpr int unit_bytes = Codes<BITS>::kUnitBytes, fragments = fragments_of(WIDE, 8 * NT);
-  constexpr int slots = slots_of(unit_bytes, WIDE), threads = most_threads(fragments);
+  constexpr int unit_bytes = Codes<BITS>::kUnitBytes, fragments = fragments_of(unit_bytes, WIDE, 8 * NT);
+  constexpr int slots = slots_of(unit_bytes, WIDE), threads = most_threads(unit_bytes, WIDE, 8 * NT);
+  const Arguments arguments = make_arguments(a, plan, WIDE, fragments);
   if constexpr (BITS > 0) {
     if (a.zero)
       return launch_variant<BITS, Half, NT, fragments, WIDE, true, slots, threads>(arguments, plan,

@@ -16,6 +16,7 @@ constexpr double kTokenCost = 0.005;   // 256 bytes of a token from L2
 constexpr double kBlockCost = 0.9;     // to start a block, and to store what it has
 constexpr double kWarpCost = 0.03;     // to add up what a warp has
 constexpr double kClusterCost = 0.7;   // two barriers, each time a cluster has twice as many blocks
+constexpr double kByteClusterCost = 1.0;  // the same, where codes are bytes
 constexpr double kRemoteCost = 0.04;   // a value that each thread reads of every block
 
 size_t bytes_of(const Shape& s, const Plan& plan, int slice) {
@@ -36,21 +37,40 @@ double cost_of(const Shape& s, const Device& device, const Plan& plan, int64_t b
   const int64_t each = (blocks + device.multiprocessors - 1) / device.multiprocessors;  // of a multiprocessor
   // Of these, so many at a time: one works while another starts or ends.
   const auto fitting = static_cast<int64_t>((device.shared_bytes + 1024) / (plan.shared_bytes + 1024));
-  const int64_t at_once = std::min({each, fitting, int64_t{most_threads(s.fragments()) / 32 / warps}});
+  const int64_t at_once = std::min({each, fitting, int64_t{s.most_warps() / warps}});
   const double waiting = kLatency / (double(at_once) * warps * (slots_of(s.unit_bytes, s.wide()) - 1) * step);
   const double codes = std::max(kByteCost * step, s.fragments() * (s.wide() ? kStepCost : kNarrowCost)) *
                        (s.M > 8 ? kTokensCost : 1) * (1 + waiting * waiting);
   const int longest = (slice + plan.splits - 1) / plan.splits;  // the others wait for this one's end
   double ends = kBlockCost + warps * kWarpCost;
   if (plan.cluster > 1)
-    ends += kClusterCost * std::log2(plan.cluster) + kRemoteCost * s.M * s.fragments() / (2 * plan.splits);
+    ends += (s.unit_bytes == 8 ? kByteClusterCost : kClusterCost) * std::log2(plan.cluster) + kRemoteCost * s.M * s.fragments() / (2 * plan.splits);
   return each * (warps * longest * codes + slice * s.M * kTokenCost + ends / std::sqrt(at_once));
+}
+
+// The number of blocks, and how many a multiprocessor holds. Each should get as many of a grid as the others, although the
+// next grid's blocks move in as soon as there is room: whatever has room for one more may get two. So there is a block for
+// every place, and room for the blocks of one grid or of two: int8 14336 x 4096, one token, H200: 128 blocks and room for two
+// a multiprocessor 24 us, room for one 18 us.
+void place_blocks(const Shape& s, const Device& device, int64_t all_tiles, Plan& plan) {
+  const int64_t least = (all_tiles + plan.tiles - 1) / plan.tiles;
+  plan.blocks = static_cast<int>(least);
+  if (plan.cluster > 1) return;
+  const int64_t each = (least + device.multiprocessors - 1) / device.multiprocessors;
+  plan.blocks = static_cast<int>(std::min(all_tiles, each * device.multiprocessors));
+  if (each > 2) return;
+  const int64_t memory = device.shared_bytes + 1024;  // of a multiprocessor; a block takes 1024 bytes more than it asks for
+  const int64_t fitting = std::min(memory / static_cast<int64_t>(plan.shared_bytes + 1024),
+                                   int64_t{s.most_warps() / (plan.tiles * plan.splits)});
+  const bool full = plan.blocks == each * device.multiprocessors;
+  const int64_t room = full && fitting >= 2 * each ? 2 * each : each;
+  if (room < fitting) plan.shared_bytes = std::max(plan.shared_bytes, static_cast<size_t>(memory / (room + 1) - 1024 + 16));
 }
 
 }  // namespace
 
 Plan make_plan(const Shape& s, const Device& device) {
-  const int rows = 16 * s.fragments(), most_warps = most_threads(s.fragments()) / 32;
+  const int rows = 16 * s.fragments(), most_warps = s.most_warps();
   const int64_t all_tiles = (s.N + rows - 1) / rows;
   const int steps = static_cast<int>((s.K + 127) / 128);
   Plan best;
@@ -69,6 +89,7 @@ Plan make_plan(const Shape& s, const Device& device) {
       }
     }
   }
+  if (best.tiles) place_blocks(s, device, all_tiles, best);
   return best;
 }
 

@@ -5,7 +5,7 @@
 //
 // A warp multiplies a tile of 16 or 32 rows of weights (one or two fragments: A of the matrix instruction, dequantized in
 // registers) by 8 or 16 tokens (B, which two fragments share). It walks over a range of K in steps of 128 codes a row.
-// A block has `tiles` x `splits` warps: `tiles` tiles, and its part of K cut into `splits`. Up to 8 blocks of a cluster share K once more; the parts are added in a
+// A block has `tiles` x `splits` warps: up to `tiles` tiles, and its part of K cut into `splits`. Up to 8 blocks of a cluster share K once more; the parts are added in a
 // fixed order, first in shared memory, then across the cluster.
 //
 // A step has 16 units of 8 codes a row. The four lanes t that hold a row take four units each, j = 0..3:
@@ -55,6 +55,7 @@ struct Arguments {
   uint32_t scale_bytes;     // 2 or 4
   DType bias_dtype;
   int tiles, splits, cluster;
+  int block_tiles, longer_blocks;  // tiles of a block, at most `tiles`; the first blocks have one more
   int tiles_inverse;        // warp / tiles = warp * this / 4096
   int slice;                // steps of a block; the last ones of a cluster may have fewer
   int split_steps, longer_splits;  // steps of a split; the first ones have one more
@@ -222,8 +223,8 @@ __device__ __forceinline__ void add_scaled(float (&sum)[NT][4], const float (&pa
 
 // Adds up what the warps and the blocks of the cluster have, and stores it.
 template <class Half, int TILE_ROWS, int WARP_FLOATS>
-__device__ void store(const Arguments& a, const float* sums, float* parts, int block, int rank) {
-  const int rows = a.tiles * TILE_ROWS, total = rows * a.M, n_first = block * rows;
+__device__ void store(const Arguments& a, const float* sums, float* parts, int tile_0, int tiles, int rank) {
+  const int rows = tiles * TILE_ROWS, total = rows * a.M, n_first = tile_0 * TILE_ROWS;
   auto of_block = [&](int i) {
     const int m = i / rows, r = i % rows;
     const float* place = sums + r / TILE_ROWS * WARP_FLOATS + m * sum_stride(TILE_ROWS / 16) + r % TILE_ROWS;
@@ -266,13 +267,14 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   // Without divisions: they would take as long as the first codes take to come.
   const int split = warp * a.tiles_inverse >> 12, tile = warp - split * a.tiles;
   const int block = blockIdx.x, rank = blockIdx.y;
+  const int tile_0 = block * a.block_tiles + min(block, a.longer_blocks), tiles = a.block_tiles + (block < a.longer_blocks);
   const int first = min(rank * a.slice, a.steps), last = min(first + a.slice, a.steps);
   const int begin = min(first + split * a.split_steps + min(split, a.longer_splits), last);
-  const int end = min(begin + a.split_steps + (split < a.longer_splits), last);
+  const int end = tile < tiles ? min(begin + a.split_steps + (split < a.longer_splits), last) : begin;
 
   // Rows behind N repeat the last one and are not stored.
   using R = Raw<BITS, WIDE>;
-  const int tile_first = (block * a.tiles + tile) * 8 * kRows;
+  const int tile_first = (tile_0 + tile) * 8 * kRows;
   const auto row_of = [&](int in_tile) { return min(tile_first + in_tile, a.N - 1); };
   const int row_0 = row_of(R::copy_row(lane, 0));
   const uint8_t* codes = a.codes + row_0 * a.row_bytes + begin * kStepBytes;  // in the step that is fetched next
@@ -416,7 +418,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
       for (int i = 0; i < 4; ++i)
         mine[(8 * nt + 2 * t + i % 2) * sum_stride(FRAGMENTS) + 16 * f + g + i / 2 * 8] = sum[f][nt][i];
   __syncthreads();
-  store<Half, 8 * kRows, kWarpBytes / 4>(a, reinterpret_cast<const float*>(shared), parts, block, rank);
+  store<Half, 8 * kRows, kWarpBytes / 4>(a, reinterpret_cast<const float*>(shared), parts, tile_0, tiles, rank);
 }
 
 }  // namespace ao::small

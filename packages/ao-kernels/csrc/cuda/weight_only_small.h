@@ -39,15 +39,21 @@ AO_BOTH_SIDES constexpr int warp_bytes(int unit_bytes, bool wide, int fragments,
   const int ring = slots * fragments * step_bytes(unit_bytes, wide), sums = 4 * sum_stride(fragments) * columns;
   return ring > sums ? ring : sums;
 }
-// Threads of a block, at most: as many as have the registers, 64 or 128 each.
-AO_BOTH_SIDES constexpr int most_threads(int fragments) { return fragments == 1 ? 1024 : 512; }
-// Two fragments read tokens from shared memory once, which is what 16 tokens wait for.
-AO_BOTH_SIDES constexpr int fragments_of(bool wide, int columns) { return wide && columns == 16 ? 2 : 1; }
+// Two fragments read tokens from shared memory once, which is what 16 tokens wait for; bytes wait for memory.
+AO_BOTH_SIDES constexpr int fragments_of(int unit_bytes, bool wide, int columns) {
+  return wide && columns == 16 && unit_bytes < 8 ? 2 : 1;
+}
+// Threads of a block, at most: as many as have the registers, 64, 80 or 128 each.
+AO_BOTH_SIDES constexpr int most_threads(int unit_bytes, bool wide, int columns) {
+  if (wide && columns == 16) return unit_bytes < 8 ? 512 : 768;
+  return 1024;
+}
 #undef AO_BOTH_SIDES
 
 // A block has tiles * splits warps of 16 * fragments rows each; `cluster` blocks share K.
 struct Plan {
   int tiles = 0, splits = 0, cluster = 0;
+  int blocks = 0;           // that share N, with up to `tiles` tiles each
   int x_row = 0;            // 16-byte pieces from one token to the next in shared memory
   size_t shared_bytes = 0;  // of a block
   bool early = false;       // it may start before the grids in front of it have ended (programmatic dependent launch)
@@ -60,7 +66,8 @@ struct Shape {
   bool zero;
   bool wide() const { return group_size >= K || group_size % 128 == 0; }
   int columns() const { return M > 8 ? 16 : 8; }
-  int fragments() const { return fragments_of(wide(), columns()); }
+  int fragments() const { return fragments_of(unit_bytes, wide(), columns()); }
+  int most_warps() const { return most_threads(unit_bytes, wide(), columns()) / 32; }
   bool operator==(const Shape&) const = default;
 };
 

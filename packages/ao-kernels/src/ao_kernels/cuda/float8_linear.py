@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda, triton
 from ao_kernels.cuda import dequantized
-from ao_kernels.cuda.weight import aligned, refusal, tokens_of
+from ao_kernels.cuda.weight import FEW_TOKENS, aligned, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.float8_linear import float8_linear
 
 _EXACT_TOKENS = 512  # up to which Triton's kernel multiplies exact weights
@@ -16,7 +16,9 @@ _EXACT_TOKENS = 512  # up to which Triton's kernel multiplies exact weights
 def _supports(
     x: Tensor, codes: Tensor, scale: Tensor, block_n: int, block_k: int, bias: Tensor | None
 ) -> str | None:
-    return refusal(x, codes, scale, None, block_k, bias, "block_k")
+    few = not x.shape[-1] or tokens_of(x) <= FEW_TOKENS
+    check = refusal if few else many_tokens_refusal
+    return check(x, codes, scale, None, block_k, bias, "block_k")
 
 
 @float8_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.float8_linear)

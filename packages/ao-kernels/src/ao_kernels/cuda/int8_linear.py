@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda
 from ao_kernels.cuda import dequantized
-from ao_kernels.cuda.weight import aligned, refusal
+from ao_kernels.cuda.weight import FEW_TOKENS, aligned, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.int8_linear import int8_linear
 
 
@@ -17,7 +17,8 @@ def _supports(
     group_size: int,
     bias: Tensor | None,
 ) -> str | None:
-    return refusal(x, codes, scale, None, group_size, bias)
+    few = not x.shape[-1] or tokens_of(x) <= FEW_TOKENS
+    return (refusal if few else many_tokens_refusal)(x, codes, scale, None, group_size, bias)
 
 
 @int8_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.int8_linear)

@@ -13,7 +13,13 @@ from ao_kernels.cpu.weight import dense
 _X_DTYPES = (torch.bfloat16, torch.float16)
 _BIAS_DTYPES = (torch.float32, *_X_DTYPES)
 FEW_TOKENS = 16  # kMostTokens in weight_only_small.h
-_LIBRARY_TOKENS = 2048  # kLibraryTokens in weight_only_large.h
+# library_tokens in weight_only_large.h
+_LIBRARY_TOKENS = {
+    torch.uint8: 2048,
+    torch.int8: 4096,
+    torch.float8_e4m3fn: 4096,
+    torch.float8_e5m2: 4096,
+}
 
 
 def refusal(
@@ -54,24 +60,30 @@ def many_tokens_refusal(
     zero: Tensor | None,
     group_size: int,
     bias: Tensor | None,
+    group_name: str = "group_size",
 ) -> str | None:
-    """Why the int4 kernel of more than 16 tokens does not take these arguments, or None."""
+    """Why no kernel of more than 16 tokens takes these arguments, or None."""
     if x.dtype != torch.bfloat16:
         return f"x has dtype {x.dtype}; the CUDA kernel of more than 16 tokens takes bfloat16"
     reason = common_refusal(x, codes, scale, zero, bias) or _many_tokens(x.device.index)
     if reason:
         return reason
     K, M = x.shape[-1], tokens_of(x)
-    if M >= _LIBRARY_TOKENS:
-        return f"x has {M} tokens; from {_LIBRARY_TOKENS} on, dequantizing once is faster"
+    most = _LIBRARY_TOKENS[codes.dtype]
+    if most <= M:
+        return f"x has {M} tokens; from {most} on, dequantizing once is faster"
     if K % 32:
         return f"x has {K} input features; the CUDA kernels take multiples of 32"
     if group_size >= K:
         return "zeros go with groups here, not with rows" if zero is not None else None
-    if group_size % 128 and group_size not in (32, 64):
-        return f"group_size is {group_size}; with more than 16 tokens it is 32, 64 or 128 * n"
-    if scale.dtype != torch.bfloat16:
-        return f"scale has dtype {scale.dtype}; with more than 16 tokens it is bfloat16"
+    if group_size % 128:
+        if codes.dtype == torch.float8_e5m2:
+            return f"{group_name} is {group_size}; with more than 16 tokens of e5m2 it is 128 * n"
+        if group_size not in (32, 64):
+            return f"{group_name} is {group_size}; with more than 16 tokens it is 32, 64 or 128 * n"
+    wanted = torch.float32 if codes.dtype.is_floating_point else torch.bfloat16
+    if scale.dtype != wanted:
+        return f"scale has dtype {scale.dtype}; with more than 16 tokens it is {wanted}"
     return None
 
 

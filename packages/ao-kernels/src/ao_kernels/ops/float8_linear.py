@@ -42,7 +42,8 @@ def float8_linear(
 
     Returns:
         (..., N) in the dtype of x. Sums have at least float32's precision; on GPUs, for more than
-        512 tokens of bfloat16, they are sums of weights that were rounded to bfloat16.
+        16 tokens, they may be sums of weights that were rounded to the dtype of x (see
+        docs/numerics.md).
 
     Raises:
         TypeError, ValueError: arguments that do not fit together.

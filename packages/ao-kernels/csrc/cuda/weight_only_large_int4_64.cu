@@ -2,6 +2,6 @@
 
 namespace ao::large {
 
-template cudaError_t launch_groups<4>(const Launch&);
+template cudaError_t launch_groups<4, 2>(const Launch&);
 
 }  // namespace ao::large

@@ -1,0 +1,63 @@
+// What the parts of weight_only_large.cuh share: arguments, the sizes of a tile, and a thread's place in it.
+#pragma once
+#include <cuda_bf16.h>
+
+#include "linear.h"
+
+namespace ao::large {
+
+constexpr int kStageK = 128;            // input features a stage
+constexpr int kConsumers = 2;           // warpgroups
+constexpr int kLargeThreads = 128 * (kConsumers + 1);
+constexpr int kEpilogueTokens = 32;
+
+// Bytes of a row of codes a stage.
+__host__ __device__ constexpr int stage_code_bytes(int codes) { return codes == 4 ? kStageK / 2 : kStageK; }
+
+struct LargeArgs {
+  const void* scale;   // (N or 1, G) bf16, or float32 when it spans the row; of float8 codes float32, one row for block_n rows
+  const void* zero;    // like scale, or nullptr
+  const void* bias;    // (N) or nullptr
+  __nv_bfloat16* y;    // (M, N)
+  int M, N, K, G;
+  int scale_stride;    // G, or 0 where all rows share the scales
+  int group_size, block_n;
+  DType scale_dtype, bias_dtype;
+  bool vector_scales;  // rows of scales and zeros begin at multiples of 16 bytes
+};
+
+// CODES: 4, kInt8, kE4m3 or kE5m2. SPLIT: CTAs that share a tile. CTAS: of a multiprocessor. NS: groups in 128 input
+// features (1, 2, 4; codes of a byte: 4 stands for 2 too), or 0 where a group spans the row.
+template <int CODES_, int BM_, int STAGES_, int SPLIT_, int CTAS_, int NS_>
+struct LargeTile {
+  static constexpr int CODES = CODES_, BM = BM_, STAGES = STAGES_, SPLIT = SPLIT_, CTAS = CTAS_, NS = NS_;
+  // Registers a thread, moved from the producer's warpgroup to the consumers': 168 or 80 at launch.
+  static constexpr int kProducerRegisters = CTAS == 1 ? 40 : 24, kConsumerRegisters = CTAS == 1 ? 232 : 104;
+  static constexpr int BN = 64 * kConsumers;
+  static constexpr int kCodes = BN * stage_code_bytes(CODES);
+  static constexpr int kHalfX = BM * 128;           // 64 input features of all tokens
+  static constexpr int kStage = kCodes + 2 * kHalfX;
+  static constexpr int kEpilogue = SPLIT == 1 ? kConsumers * kEpilogueTokens * 128 : 0;
+  static constexpr int kPitch = BN + 4;             // floats; 2 * kPitch % 32 == 8: no bank conflicts
+  static constexpr int kRing = STAGES * kStage;
+  static constexpr int kShared = 1024 + kRing + kEpilogue + 16 * STAGES;
+  static_assert(SPLIT == 1 || BM * kPitch * 4 <= kRing);
+  static_assert(kCodes % 1024 == 0 && kHalfX % 1024 == 0);
+};
+
+__device__ inline uint32_t bits_of(__nv_bfloat162 v) { return *reinterpret_cast<uint32_t*>(&v); }
+__device__ inline __nv_bfloat162 pair_of(uint32_t bits) { return *reinterpret_cast<__nv_bfloat162*>(&bits); }
+
+// A thread of a consumer: lane 4 g + t of a warp.
+struct LargeThread {
+  const LargeArgs& args;
+  int lane, warp, warpgroup, t, g;
+
+  __device__ LargeThread(const LargeArgs& a, int of_warpgroup)
+      : args(a), lane(threadIdx.x % 32), warp(threadIdx.x / 32 % 4), warpgroup(of_warpgroup), t(lane % 4), g(lane / 4) {}
+
+  // Row of the tile that it holds: g of its warp's sixteen, or g + 8.
+  __device__ int row(int part) const { return warpgroup * 64 + warp * 16 + g + 8 * part; }
+};
+
+}  // namespace ao::large
