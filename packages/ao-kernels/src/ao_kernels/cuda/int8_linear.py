@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda
 from ao_kernels.cuda import dequantized
-from ao_kernels.cuda.weight import aligned, refusal
+from ao_kernels.cuda.weight import FEW_TOKENS, aligned, refusal
 from ao_kernels.ops.int8_linear import int8_linear
 
 
@@ -20,7 +20,9 @@ def _supports(
     return refusal(x, codes, scale, None, group_size, bias)
 
 
-@int8_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.int8_linear)
+@int8_linear.kernel(
+    "cuda", device="cuda", supports=_supports, direct=_cuda.int8_linear, few=FEW_TOKENS
+)
 def _run(
     x: Tensor,
     codes: Tensor,
