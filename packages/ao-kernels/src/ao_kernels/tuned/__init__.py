@@ -26,9 +26,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["BF16", "Call", "Comparison", "Row", "Table", "call_of", "path_of", "read", "table_of"]
+__all__ = [
+    "AND",
+    "BF16",
+    "Call",
+    "Comparison",
+    "Row",
+    "Table",
+    "call_of",
+    "path_of",
+    "read",
+    "table_of",
+]
 
 BF16 = "bf16"
+AND = " + "  # between the runs that a row is from
 FORMAT = 1
 _FARTHEST = math.log(4)
 _NOISE = 1.03  # times closer than this are taken to be equal
@@ -77,7 +89,7 @@ class Row:
     K: int
     tokens: tuple[int, ...]
     us: dict[str, tuple[float | None, ...]]
-    run: str = ""  # the entry of ``runs`` that says how it was measured
+    run: str = ""  # the entries of ``runs`` that say how it was measured
     failed: dict[str, str] = field(default_factory=dict)  # what could not be measured, and why
 
     def measured(self, kernel: str, M: int) -> bool:
