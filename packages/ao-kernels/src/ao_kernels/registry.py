@@ -51,6 +51,7 @@ _n_threads = torch.get_num_threads
 _grad_mode = torch.is_grad_enabled
 
 OPS: dict[str, Op] = {}
+FORGET: list[Callable[[], None]] = []  # drops what direct entries know of calls chosen for them
 _forced: str | None = None
 
 
@@ -69,9 +70,8 @@ class Kernel:
     eager mode: it does the work of ``supports`` and ``run`` in one call and gives NotImplemented
     when it does not take the arguments as they are.
 
-    On GPUs the first argument is the most tokens that it may take, 0 for any; tables of measured
-    times rule above. It takes up to ``few`` in any case, and without ``few`` only calls that the
-    kernel was chosen for before.
+    On GPUs the first argument is the most tokens that it may take, 0 for any; tables rule above. It
+    takes up to ``few`` in any case; without ``few`` only what the kernel was chosen for before.
     """
 
     name: str
@@ -193,9 +193,8 @@ class Op:
 
         def add(run: Callable[..., Any]) -> Callable[..., Any]:
             devices = (device,) if isinstance(device, str) else device
-            self.kernels.append(
-                Kernel(name, name.partition(":")[0], devices, supports, run, direct, few)
-            )
+            backend = name.partition(":")[0]
+            self.kernels.append(Kernel(name, backend, devices, supports, run, direct, few))
             self._choose_direct()
             return run
 
@@ -389,9 +388,8 @@ class Op:
                 continue
             for device in kernel.devices:
                 first = self._device_direct.get(device)
-                self._device_direct[device] = (
-                    kernel.direct if first is None else _one_of(first, kernel.direct)
-                )
+                both = kernel.direct if first is None else _one_of(first, kernel.direct)
+                self._device_direct[device] = both
         self._direct = self._device_direct.get("cpu", _refuses)
         self._cuda_direct = self._device_direct.get("cuda", _refuses)
 
@@ -430,6 +428,8 @@ def force(backend: str | None) -> str | None:
     previous, _forced = _forced, backend
     for each in OPS.values():
         each._choose_direct()
+    for forget in FORGET:
+        forget()
     return previous
 
 
