@@ -288,7 +288,6 @@ def test_profilers_of_triton_see_launches() -> None:
     assert len(seen) >= len(list(_calls()))
 
 
-@pytest.mark.triton
 def test_forcing_a_backend_ends_what_was_chosen() -> None:
     from ao_kernels import force
     from ao_kernels.triton import launch

@@ -10,12 +10,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from ao_kernels import tuned
 
 if TYPE_CHECKING:
     from ao_kernels.registry import Kernel
 
-__all__ = ["Choice", "choice", "fastest", "most_tokens", "slower", "table_and_call"]
+__all__ = ["Asked", "Choice", "choice", "fastest", "most_tokens", "slower", "table_and_call"]
 
 
 class Choice(NamedTuple):
@@ -111,3 +114,25 @@ def most_tokens(op: str, kernels: Sequence[Kernel]) -> int:
         default=math.inf,
     )
     return 0 if math.isinf(most) else int(most)
+
+
+class Asked(TorchDispatchMode):
+    """Inside ``with Asked() as asked``, calls of ops of this package are answered and not computed:
+    ``asked.choices`` has the :class:`Choice` of each, and results are on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choices: list[Choice] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        from ao_kernels.registry import OPS  # it imports this module
+
+        kwargs = kwargs or {}
+        op = OPS.get(func._schema.name.removeprefix("ao::"))
+        if op is None or func is not op.overload:
+            return func(*args, **kwargs)
+        self.choices.append(op.choice(*args, **kwargs))
+        meta = [a.to("meta") if isinstance(a, Tensor) else a for a in args]
+        return func(*meta, **kwargs)
