@@ -105,7 +105,8 @@ def test_tokens_up_to_which_a_kernel_is_never_slower() -> None:
     assert TABLE.most_tokens("tuned_linear", "cuda", names, 64) == float("inf")
     assert TABLE.most_tokens("tuned_linear", "triton", names, 1) == 1  # slower with 16 already
     assert TABLE.most_tokens("tuned_linear", "cuda", ("cuda",), 1) == float("inf")
-    assert TABLE.most_tokens("another", "cuda", names, 1) == float("inf")
+    assert TABLE.most_tokens("tuned_linear", "cuda:new", names, 16) == 16
+    assert TABLE.most_tokens("another", "cuda", names, 16) == float("inf")
 
 
 def test_words_of_a_comparison() -> None:
@@ -313,3 +314,42 @@ def test_why_not_names_what_is_slower(linear: Op) -> None:
     assert "triton" not in reasons and "triton:new" not in reasons
     assert "bf16" not in linear.why_not(*call(1))
     assert linear.why_not(*call(128))["cuda"] == "too many tokens"
+
+
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wanted", ["triton", "cuda"])
+def test_int4_linear_goes_where_a_table_says(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager, compiled and repeated calls, with more tokens than always go to one kernel."""
+    from ao_kernels import cuda, triton
+    from ao_kernels.ops import int4_linear
+
+    if cuda.unavailable or triton.unavailable:
+        pytest.skip(cuda.unavailable or triton.unavailable)
+    names = ("cuda", "triton")
+    times = {name: (5.0, 5.0 if name == wanted else 9.0) for name in names}
+    row = Row("int4_linear", "group 128", 256, 512, (16, 40), {"bf16": (1.0, 1.0), **times}, "a")
+    made_up = Table("a test", [row], {})
+    monkeypatch.setattr(tuned, "table_of", lambda device: made_up)
+    monkeypatch.setattr(tuned, "visible_tables", lambda: iter([made_up]))
+    codes = torch.randint(0, 256, (256, 256), dtype=torch.uint8, device="cuda")
+    scale = torch.rand(256, 4, device="cuda").bfloat16()
+    before = force(None)  # the tables are asked anew
+    try:
+        for M in (16, 40):
+            x = torch.randn(M, 512, device="cuda").bfloat16()
+            args = (x, codes, scale, None, 128, None)
+            choice = int4_linear.choice(*args)
+            assert choice.kernel == ("cuda" if M == 16 else wanted)
+            assert "bf16 would be faster: measured 5.0 us against 1.0 us" in choice.warning
+            compiled = torch.compile(lambda *a: int4_linear(*a), fullgraph=True, backend="eager")
+            found = [call(*args) for call in (int4_linear, int4_linear, compiled, compiled)]
+            kernel = next(k for k in int4_linear.kernels if k.name == choice.kernel)
+            expected = kernel.run(*args)
+            assert all(torch.equal(y, expected) for y in found)
+        assert int4_linear._most_tokens == (0 if wanted == "cuda" else 16)
+    finally:
+        monkeypatch.undo()
+        force(before)

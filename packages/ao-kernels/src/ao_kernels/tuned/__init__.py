@@ -169,8 +169,9 @@ class Table:
     def most_tokens(self, op: str, kernel: str, kernels: Sequence[str], few: int) -> float:
         """The number of tokens, at least ``few``, up to which ``kernel`` is as fast as any of
         ``kernels`` in every row of the op that has it; inf for any number."""
-        rows = (row for row in self.rows if row.op == op and kernel in row.us)
-        return min((row.most_tokens(kernel, kernels, few) for row in rows), default=math.inf)
+        rows = [row for row in self.rows if row.op == op]
+        measured = [row.most_tokens(kernel, kernels, few) for row in rows if kernel in row.us]
+        return min(measured, default=few if rows else math.inf)
 
     def compare(
         self, op: str, call: Call, kernel: str, *, against: str = BF16
