@@ -13,11 +13,11 @@ from linear_fuzz import draw
 from torch import Tensor
 
 from ao_core.testing.op_contract import OpContract
-from ao_kernels import OPS, Op
+from ao_kernels import OPS, Op, force, triton
 
 LINEARS = sorted(name for name in OPS if name.endswith("_linear"))
 WEIGHT_ONLY = ("int4_linear", "int8_linear", "intx_linear")
-CALLS, GPU_CALLS = 400, 200
+CALLS, INTERPRETED_CALLS, GPU_CALLS = 200, 12, 200
 
 
 def contract_of(op: Op) -> OpContract:
@@ -44,14 +44,34 @@ def test_random_calls(name: str) -> None:
     op, contract = OPS[name], contract_of(OPS[name])
     taken = set()
     for number in range(CALLS):
-        # Threads cost more here than they save: every eighth call has two.
-        torch.set_num_threads(1 if number % 8 else 2)
+        # Threads cost more here than they save: few calls have two.
+        torch.set_num_threads(1 if number % 20 else 2)
         words, args = draw(op, number)
         answer = Answer(op, contract, args)
         for label, call in contract._implementations(args):
             answer.check(call(), f"{words}; {label}")
             taken.add(label.rpartition(" ")[2])
     assert {kernel.name for kernel in op.kernels if "cpu" in kernel.devices} <= taken
+
+
+@pytest.mark.interpreted
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of numpy
+@pytest.mark.parametrize("name", [name for name in LINEARS if name in triton.KERNELS])
+def test_random_calls_in_the_interpreter(name: str) -> None:
+    op, contract = OPS[name], contract_of(OPS[name])
+    before, n_taken = force("triton"), 0
+    try:
+        for number in range(INTERPRETED_CALLS):
+            words, args = draw(op, number)
+            answer = Answer(op, contract, args)
+            op.why_not(*args)  # loads the kernels
+            for kernel in op.kernels:
+                if kernel.backend == "triton" and kernel.supports(*args) is None:
+                    answer.check(kernel.run(*args), f"{words}; {kernel.name}")
+                    n_taken += 1
+    finally:
+        force(before)
+    assert n_taken > INTERPRETED_CALLS / 2
 
 
 @pytest.mark.gpu
