@@ -16,6 +16,7 @@ from ao_core.config import AOBaseConfig
 from ao_core.errors import ConfigError, UnsupportedOpError
 from ao_core.granularity import Granularity, PerAxis, PerBlock, PerGroup
 from ao_core.tensor import Dim, QTensor
+from ao_kernels.choice import Asked
 
 from .experts import grouped_product
 
@@ -88,6 +89,18 @@ class ScaledWeight(QTensor):
         if "x_scale" in dims:
             dims["x_scale"] = (None,) * self.codes.dim()
         return dims
+
+    def kernel_for(self, tokens: int, bias: Tensor | None = None) -> tuple[str, str] | None:
+        w = self.flat()
+        if w.transposed or w.dim() not in (2, 3) or not w.numel():
+            return None
+        one = w if w.dim() == 2 else w[0]
+        assert isinstance(one, ScaledWeight)
+        x = torch.empty(tokens, w.shape[-1], dtype=w.dtype, device=w.device)
+        with torch.no_grad(), Asked() as asked:
+            one.linear(x, bias if w.dim() == 2 else None)
+        (choice,) = asked.choices
+        return choice.kernel, choice.warning
 
     def flat(self) -> "ScaledWeight":
         """The same weight without the trailing dimensions of a convolution."""
