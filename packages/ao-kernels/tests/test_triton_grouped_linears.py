@@ -1,0 +1,153 @@
+"""The grouped linears in Triton: interpreted at small sizes, compiled for absent GPUs, and on a
+GPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from gpu_contract import OnGpu
+from grouped_contract import (
+    LARGE,
+    Float8,
+    Float8Dynamic,
+    Float8Int4,
+    Grouped,
+    Int4,
+    Int8,
+    Int8Dynamic,
+    Intx,
+)
+from torch import Tensor
+from triton_compilation import ARCHITECTURES, compiled_launches
+from triton_contract import Interpreted
+
+from ao_core.testing.op_contract import Sample
+
+
+@pytest.mark.interpreted
+class TestInt4(Int4, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestIntx(Intx, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestInt8(Int8, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestInt8Dynamic(Int8Dynamic, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestFloat8(Float8, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestFloat8Dynamic(Float8Dynamic, Grouped, Interpreted):
+    activations = ("row", "block")
+
+
+@pytest.mark.interpreted
+class TestFloat8Int4(Float8Int4, Grouped, Interpreted):
+    pass
+
+
+class GroupedOnGpu(Grouped, OnGpu):
+    """A grouped op on a GPU: what CUDA graphs replay with other offsets, too."""
+
+    backend, forced = "triton", True
+    calls: Any
+
+    def cpu_samples(self, dtype: torch.dtype) -> Iterator[Sample]:
+        yield from self.calls(dtype)
+
+    def large(self, dtype: torch.dtype) -> Iterator[Sample]:
+        yield from self.calls(dtype, LARGE)
+
+    def test_graphs_replay_on_new_offsets(self) -> None:
+        x, *weight, offsets, bias = self._first(torch.bfloat16)
+        fixed = offsets.clone()
+        self.op(x, *weight, fixed, bias)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = self.op(x, *weight, fixed, bias)
+        for ends in ([5, 5, 5], [0, 0, 5], [1, 2, 2], [0, 0, 0], [2, 2, 5]):
+            fixed.copy_(torch.tensor(ends, dtype=torch.int32))
+            graph.replay()
+            assert torch.equal(y, self.op(x, *weight, fixed.clone(), bias)), ends
+
+
+@pytest.mark.gpu
+class TestInt4OnGpu(Int4, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestIntxOnGpu(Intx, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestInt8OnGpu(Int8, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestInt8DynamicOnGpu(Int8Dynamic, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestFloat8OnGpu(Float8, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestFloat8DynamicOnGpu(Float8Dynamic, GroupedOnGpu):
+    device = "cuda"
+    activations = ("row", "block")
+
+    def bound(self, args: tuple[Any, ...], expected: Tensor) -> Tensor:
+        bound = super().bound(args, expected)
+        x, codes = args[:2]
+        many = x.shape[0] > 64 * min(x.shape[0], codes.shape[0])
+        if many and x.dtype != torch.float32 and codes.dtype == torch.float8_e4m3fn:
+            bound += 2.0**-10 * self.magnitude(args)
+        return bound
+
+
+@pytest.mark.gpu
+class TestFloat8Int4OnGpu(Float8Int4, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", [Int4, Intx, Int8, Int8Dynamic, Float8, Float8Dynamic, Float8Int4])
+def test_compiles_for(case: Any, architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few, some and many tokens an expert; even and odd sizes; every activation dtype."""
+    sizes = [([1, 0, 2], 512, 1024, 128), ([40, 60], 512, 1024, 128), ([900, 2], 512, 1024, 128)]
+    sizes += [([1, 0, 2], 99, 500, 40), ([200], 99, 500, 40)]
+    calls = []
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        found = case()
+        found.activations = ("row", "block")
+        shapes = [(rows, 0, *others) for rows, *others in sizes]
+        calls += [sample.args for sample in found.calls(dtype, shapes)]
+    launches = list(compiled_launches(found.op.name, calls, architecture, monkeypatch))
+    products = [launch for launch in launches if launch.name == "_grouped_product"]
+    assert len(products) >= 10
+    if case is Float8Dynamic:
+        assert any("e4m3.e4m3" in each.ptx for each in products) == (architecture >= 89)
+    if case is Int8Dynamic:
+        assert all("s32.s8.s8" in each.ptx for each in products)
+    for launch in launches:
+        assert launch.shared_bytes <= 99 << 10, f"{launch.name} fits no consumer GPU"
