@@ -1,6 +1,7 @@
 """Fused mixtures of experts: quantized whole, on every path that Transformers computes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tiny_models import (
 
 from ao_core.tensor import QTensor
 from ao_hf import AoConfig
+from ao_kernels.registry import Op
 
 Checkpoint = Callable[[str], Path]
 KINDS = ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"]
@@ -40,6 +42,70 @@ def test_products(kind: str, path: str, checkpoint: Checkpoint) -> None:
         second = layer(x)
     first, second = (y[0] if isinstance(y, tuple) else y for y in (first, second))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+# Weights whose grouped products have an op of their own, and the op.
+GROUPED = {
+    "int4": "int4_grouped_linear",
+    "int4 hqq": "int4_grouped_linear",
+    "int3": "intx_grouped_linear",
+    "int8": "int8_grouped_linear",
+    "int8 dynamic": "int8_dynamic_grouped_linear",
+    "float8": "float8_grouped_linear",
+    "float8 dynamic": "float8_dynamic_grouped_linear",
+    "float8 block": "float8_dynamic_grouped_linear",
+    "float8 int4": "float8_int4_grouped_linear",
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_grouped_ops_and_the_eager_loop(
+    kind: str, name: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's experts in one op a projection give what its loop over experts gives."""
+    found = {}
+    for path in ("eager", "grouped_mm"):
+        model = load(
+            checkpoint(kind), FORMATS[name], dtype=torch.float32, experts_implementation=path
+        )
+        with recorded(monkeypatch) as names:
+            found[path] = logits(model)
+        assert (GROUPED[name] in names) == (path == "grouped_mm")
+    torch.testing.assert_close(found["grouped_mm"], found["eager"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache")
+@pytest.mark.parametrize("name", ["int4", "float8"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_grouped_experts_generate_and_compile(kind: str, name: str, checkpoint: Checkpoint) -> None:
+    """bfloat16, token by token, and a layer's experts as one graph."""
+    model = load(checkpoint(kind), FORMATS[name], experts_implementation="grouped_mm")
+    loop = load(checkpoint(kind), FORMATS[name], experts_implementation="eager")
+    assert difference(logits(loop), logits(model)) < 0.02
+    ids = token_ids(1, 5)
+    made = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert made.shape == (1, 9)
+    layer, x = model.model.layers[0].mlp, torch.randn(2, 5, 64, dtype=torch.bfloat16)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+
+
+@contextmanager
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """The names of the ops that are called inside."""
+    names: set[str] = set()
+    call = Op.__call__
+
+    def record(self: Op, *args: object, **kwargs: object) -> object:
+        names.add(self.name)
+        return call(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Op, "__call__", record)
+        yield names
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -279,3 +279,20 @@ class Float8Dynamic(Float8):
         codes, scale, block_n, block_k, activation, bias = args
         q = float8_activations(x, activation, block_k)
         return magnitude_float8(q, codes, scale, block_n, block_k, bias)
+
+    def test_nan_stays_with_those_who_share_its_scale(self) -> None:
+        """Many tokens of an expert and one scale for all of them: NaN and inf reach no other."""
+        x, codes, scale, *blocks, offsets, _ = next(
+            self.calls(torch.float32, [([3, 1100, 2], 0, 16, 40, 40)])
+        ).args
+        weight = (codes, scale, *blocks[:2])
+        clean = self.result(x, *weight, "tensor", offsets)
+        for value in (torch.nan, torch.inf):
+            for expert, row in enumerate((1, 1090, 1104)):
+                dirty = x.clone()
+                dirty[row, 7] = value
+                y = self.result(dirty, *weight, "tensor", offsets)
+                begin = [0, *offsets.tolist()][expert]
+                end = offsets.tolist()[expert]
+                assert y[begin:end].isnan().all()
+                assert torch.equal(y[:begin], clean[:begin]) and torch.equal(y[end:], clean[end:])

@@ -60,6 +60,11 @@ class ScaledWeight(QTensor):
         """x (..., K) -> (..., N) with the kernel of this format; self is a plain (N, K) weight."""
         raise NotImplementedError
 
+    def grouped_linear(self, x: Tensor, offsets: Tensor) -> Tensor | None:
+        """x (T, K), sorted by expert -> (T, N) with the grouped op of this format, or None without
+        one; self is a plain (E, N, K) weight, offsets (E,) int32 the ends of experts' rows."""
+        return None
+
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of a plain (N, K) weight: (...,) -> (..., K) in the weight's dtype."""
         raise NotImplementedError
@@ -252,8 +257,22 @@ def _bmm(a: Any, b: Any) -> Tensor:
     return torch.stack([_mm(a[e], b[e]) for e in range(b.shape[0])])
 
 
-@ScaledWeight.implements(aten._grouped_mm.default)
+@ScaledWeight.implements(torch._grouped_mm)
 def _grouped_mm(
+    a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> Tensor:
+    """What F.grouped_mm calls: formats with a grouped kernel need no more of torch's dispatch."""
+    y = None
+    if offs is not None and isinstance(b, ScaledWeight):
+        y = _grouped_linear(a, b, offs, bias)
+    if y is None:
+        with torch._C.DisableTorchFunctionSubclass():
+            return torch._grouped_mm(a, b, offs, bias, out_dtype)
+    return y if out_dtype is None else y.to(out_dtype)
+
+
+@ScaledWeight.implements(aten._grouped_mm.default)
+def _aten_grouped_mm(
     a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> Tensor:
     """(T, K) x (E, K, N), tokens sorted by expert: rows offs[e-1] to offs[e] meet expert e."""
@@ -263,8 +282,20 @@ def _grouped_mm(
             "a grouped product with a quantized weight takes 2-D tokens sorted by expert, offs, "
             "and no bias"
         )
-    y = grouped_product(a, b, offs)
+    y = _grouped_linear(a, b, offs, bias)
+    if y is None:
+        y = grouped_product(a, b, offs)
     return y if out_dtype is None else y.to(out_dtype)
+
+
+def _grouped_linear(a: Tensor, b: ScaledWeight, offs: Tensor, bias: Any) -> Tensor | None:
+    """The grouped product by the kernel of the format, or None."""
+    if not b.transposed or b.dim() != 3 or a.dim() != 2 or bias is not None:
+        return None
+    experts, K, N = b.shape
+    w_ENK = b.rebuild(shape=torch.Size((experts, N, K)), transposed=False)
+    assert isinstance(w_ENK, ScaledWeight)
+    return w_ENK.grouped_linear(a, offs.to(torch.int32))
 
 
 @ScaledWeight.implements(F.embedding)

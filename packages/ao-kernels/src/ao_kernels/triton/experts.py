@@ -1,7 +1,8 @@
 """Grouped linears in Triton: how each of them reaches ``grouped_product``.
 
 T tokens sorted by expert, K input features. Where activations are quantized, a launch of the
-quantize ops does it first, for the tokens of all experts.
+quantize ops does it first, for the tokens of all experts. Where the tokens of an expert share a
+scale, the largest of their own is found next, and they are quantized again with it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,52 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ao_kernels.cpu.weight import dense
 from ao_kernels.registry import Op
 from ao_kernels.triton import float8_tokens, grouped_product, launch, tiles
 from ao_kernels.triton.grouped_product import Weight
-from ao_kernels.triton.quantize_rowwise import row_launch, row_refusal
+from ao_kernels.triton.quantize_rowwise import row_launch, row_refusal, static_launch
+
+_SHARING = 1024  # scales at a time
+
+
+@triton.jit(do_not_specialize=["T"])
+def _share_scales(scale, offsets, T, BLOCK: tl.constexpr):
+    """The scales of an expert's tokens become their largest; NaN, of the largest bits, stays."""
+    e = tl.program_id(0)
+    begin = tl.minimum(tl.load(offsets + e - 1, mask=e > 0, other=0), T)
+    end = tl.minimum(tl.load(offsets + e), T)
+    row = tl.arange(0, BLOCK)
+    peaks = tl.zeros((BLOCK,), tl.int32)
+    for start in range(begin, end, BLOCK):
+        found = tl.load(scale + start + row, mask=start + row < end, other=0.0)
+        peaks = tl.maximum(peaks, found.to(tl.int32, bitcast=True))
+    shared = tl.max(peaks, 0).to(tl.float32, bitcast=True)
+    for start in range(begin, end, BLOCK):
+        tl.store(scale + start + row, shared, mask=start + row < end)
+
+
+class _Tokens(NamedTuple):
+    """``share``, ``again``: where the tokens of an expert share a scale."""
+
+    rows: float8_tokens.Tokens
+    share: launch.Launch | None
+    again: launch.Launch | None
+
+    def __call__(self, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scale = self.rows(x)
+        if self.share is not None and self.again is not None:
+            self.share(scale, offsets)
+            self.again(x, codes, scale, scale)
+        return codes, scale
 
 
 class _Plan(NamedTuple):
-    tokens: float8_tokens.Tokens | None
+    tokens: _Tokens | None
     product: grouped_product.Product
 
 
@@ -35,6 +71,7 @@ def register(
     weight_of: the arguments between x and offsets -> the weight, and how activations are quantized:
     as ``x_scales`` of :func:`grouped_product.product`, or None.
     """
+
     def supports(x: Tensor, *args: Any) -> str | None:
         *given, offsets, bias = args
         weight, kind = weight_of(*given)
@@ -63,14 +100,14 @@ def register(
         *given, offsets, bias = args
         weight, kind = weight_of(*given)
         product = grouped_product.product(x_TK, kind, weight, offsets, bias)
-        return _Plan(_tokens(x_TK, kind, weight.block_k), product)
+        return _Plan(_tokens(x_TK, kind, weight, offsets), product)
 
     def start(plan: _Plan, x: Tensor, args: tuple[Any, ...]) -> Tensor:
         *given, offsets, bias = args
         weight, _ = weight_of(*given)
         if plan.tokens is None:
             return plan.product(x, None, weight, offsets, bias)
-        codes, scale = plan.tokens(x)
+        codes, scale = plan.tokens(x, offsets)
         return plan.product(codes, scale, weight, offsets, bias)
 
     return run
@@ -95,16 +132,26 @@ def _refusal(x: Tensor, kind: str | None, block_k: int) -> str | None:
                 f"{grouped_product.MOST_INT8} products of int8 codes"
             )
         return row_refusal(x)
-    if kind == "tensor":
-        return "tokens of an expert share a scale; the Triton kernel takes one for each token"
-    return float8_tokens.refusal(x, kind, block_k)
+    return float8_tokens.refusal(x, "row" if kind == "tensor" else kind, block_k)
 
 
-def _tokens(x_TK: Tensor, kind: str | None, block_k: int) -> float8_tokens.Tokens | None:
+def _tokens(x_TK: Tensor, kind: str | None, weight: Weight, offsets: Tensor) -> _Tokens | None:
     if kind is None:
         return None
-    if kind != "int8":
-        return float8_tokens.tokens(x_TK, kind, block_k)
-    codes = launch.Room.of(x_TK.shape, torch.int8)
-    scale = launch.Room.of((x_TK.shape[0],), torch.float32)
-    return float8_tokens.Tokens(codes, scale, row_launch(x_TK, torch.int8), None)
+    if kind == "int8":
+        codes = launch.Room.of(x_TK.shape, torch.int8)
+        scale = launch.Room.of((x_TK.shape[0],), torch.float32)
+        quantize = row_launch(x_TK, torch.int8)
+        return _Tokens(float8_tokens.Tokens(codes, scale, quantize, None), None, None)
+    if kind != "tensor":
+        return _Tokens(float8_tokens.tokens(x_TK, kind, weight.block_k), None, None)
+    rows = float8_tokens.tokens(x_TK, "row", x_TK.shape[1])
+    share = launch.Launch(
+        _share_scales,
+        (offsets.shape[0],),
+        (x_TK.shape[0],),
+        {"BLOCK": _SHARING},
+        {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False},
+        x_TK.device,
+    )
+    return _Tokens(rows, share, static_launch(x_TK, torch.float8_e4m3fn, each=True))

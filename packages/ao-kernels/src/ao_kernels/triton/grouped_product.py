@@ -277,7 +277,7 @@ def product(
     """The product with contiguous weights.
 
     x_scales: of the codes of x_TK, which take its place and are contiguous: "int8" (T,), or of
-    float8 "row" (T,) or "block" (T, G). None: x itself is multiplied.
+    float8 "row" (T,), "tensor" (T,) or "block" (T, G). None: x itself is multiplied.
     """
     (T, K), (E, N), device = x_TK.shape, w.codes.shape[:2], x_TK.device
     M = triton.cdiv(T, min(T, E))
