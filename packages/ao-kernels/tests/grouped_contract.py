@@ -85,6 +85,15 @@ class Grouped:
                 start = end
             assert torch.equal(y[start:], torch.zeros_like(y[start:]))
 
+    def test_odd_shapes(self) -> None:
+        """Sizes around those of tiles, in every direction."""
+        sizes = [(1, 1, 8), (15, 7, 8), (17, 9, 8), (65, 33, 16), (129, 72, 24)]
+        rows = [[1], [0, 1], [16, 17], [15, 0, 33], [0] * 5 + [2]]
+        shapes = [(each, len(each) - 1, *size) for each in rows for size in sizes]
+        for sample in self.calls(torch.float32, shapes):
+            args = tuple(a.to(self.device) if isinstance(a, Tensor) else a for a in sample.args)
+            self._match(args)
+
     def test_rows_of_no_expert_are_not_read(self) -> None:
         x, *others, offsets, bias = self._first(torch.bfloat16)
         garbage = torch.full_like(x[:2], torch.nan)
@@ -177,7 +186,7 @@ class Intx(_Op):
     op = intx_grouped_linear
 
     def bits(self, index: int) -> int:
-        return (3, 8, 2, 5, 6, 7, 1, 4)[index]
+        return (3, 8, 2, 5, 6, 7, 1, 4)[index % 8]
 
     def weight(self, index: int, E: int, N: int, K: int, g: int, rng: Any) -> tuple[Any, ...]:
         bits = self.bits(index)

@@ -1,6 +1,7 @@
 """The grouped linears in Triton: interpreted at small sizes, compiled for absent GPUs, and on a
 GPU."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,3 +150,16 @@ def test_compiles_for(case: Any, architecture: int, monkeypatch: pytest.MonkeyPa
         assert all("s32.s8.s8" in each.ptx for each in products)
     for launch in launches:
         assert launch.shared_bytes <= 99 << 10, f"{launch.name} fits no consumer GPU"
+
+
+@pytest.mark.triton
+def test_the_grid_is_as_large_as_the_worst_offsets_need() -> None:
+    from ao_kernels.triton.grouped_product import most_tiles
+
+    for T, E, block_m in itertools.product(range(1, 10), range(1, 4), range(1, 5)):
+        needed = [
+            sum(-(-rows // block_m) for rows in (*sizes, T - sum(sizes)))
+            for sizes in itertools.product(range(T + 1), repeat=E)
+            if sum(sizes) <= T
+        ]
+        assert most_tiles(T, E, block_m) == max(needed), (T, E, block_m)
