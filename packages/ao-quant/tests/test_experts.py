@@ -102,6 +102,20 @@ def test_a_part_of_the_experts(name: str) -> None:
 
 
 @EACH
+def test_batched_products_are_groups_of_equal_sizes(name: str) -> None:
+    """torch.bmm with the weight on either side, as Transformers computes a few tokens' experts."""
+    w, x = weight(name), torch.randn(E, 2, K)
+    ends = torch.tensor([2, 4, 6], dtype=torch.int32)
+    expected = looped(x.reshape(6, K), w, ends).reshape(E, 2, N)
+    torch.testing.assert_close(torch.bmm(x, w.mT), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.bmm(w, x.mT), expected.mT, rtol=1e-5, atol=1e-5)
+    chosen = w[torch.tensor([2, 0, 2])]
+    again = torch.bmm(x[:, :1], chosen.mT)
+    assert torch.equal(again[0], torch.bmm(x[:1, :1], w[2:].mT)[0])
+    assert torch.bmm(x[:, :0], w.mT).shape == (E, 0, N)
+
+
+@EACH
 def test_gradients_are_those_of_the_dequantized_weight(name: str) -> None:
     w, (x, offs) = weight(name), tokens([2, 2, 5])
     ours, theirs, traced = (x.clone().requires_grad_() for _ in range(3))

@@ -252,8 +252,14 @@ def _bmm(a: Any, b: Any) -> Tensor:
     if not isinstance(b, QTensor):
         return _bmm(b.transpose(-2, -1), a.transpose(-2, -1)).transpose(-2, -1)
     _needs(b, "a batched product")
-    if not b.shape[0]:
-        return a.new_empty(0, a.shape[1], b.shape[2])
+    experts, rows, K = a.shape
+    if not experts or not rows:
+        return a.new_empty(experts, rows, b.shape[2])
+    # Groups of equal sizes: one launch, where the format has a grouped op.
+    ends = torch.arange(1, experts + 1, dtype=torch.int32, device=a.device) * rows
+    y = _grouped_linear(a.reshape(experts * rows, K), b, ends, None)
+    if y is not None:
+        return y.reshape(experts, rows, b.shape[2])
     return torch.stack([_mm(a[e], b[e]) for e in range(b.shape[0])])
 
 
