@@ -86,11 +86,15 @@ def test_grouped_experts_generate_and_compile(kind: str, name: str, checkpoint: 
     ids = token_ids(1, 5)
     made = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert made.shape == (1, 9)
-    layer, x = model.model.layers[0].mlp, torch.randn(2, 5, 64, dtype=torch.bfloat16)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(x), layer(x))
+    for dtype in (torch.bfloat16, torch.float32):  # the latter through an op of Transformers
+        layer = load(
+            checkpoint(kind), FORMATS[name], dtype=dtype, experts_implementation="grouped_mm"
+        ).model.layers[0]
+        x = torch.randn(2, 5, 64, dtype=dtype)
+        torch._dynamo.reset()
+        compiled = torch.compile(layer.mlp, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            assert torch.equal(compiled(x), layer.mlp(x))
 
 
 @contextmanager

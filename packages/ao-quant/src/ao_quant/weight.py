@@ -62,7 +62,7 @@ class ScaledWeight(QTensor):
 
     def grouped_linear(self, x: Tensor, offsets: Tensor) -> Tensor | None:
         """x (T, K), sorted by expert -> (T, N) with the grouped op of this format, or None without
-        one; self is a plain (E, N, K) weight, offsets (E,) int32 the ends of experts' rows."""
+        one. self has the fields of (E, N, K), transposed or not; offsets (E,) int32."""
         return None
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -277,7 +277,8 @@ def _grouped_mm(
     return y if out_dtype is None else y.to(out_dtype)
 
 
-@ScaledWeight.implements(aten._grouped_mm.default)
+# Transformers calls an op of its own when it compiles experts that are not bfloat16.
+@ScaledWeight.implements(aten._grouped_mm.default, "transformers.grouped_mm_fallback.default")
 def _aten_grouped_mm(
     a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> Tensor:
@@ -294,14 +295,12 @@ def _aten_grouped_mm(
     return y if out_dtype is None else y.to(out_dtype)
 
 
-def _grouped_linear(a: Tensor, b: ScaledWeight, offs: Tensor, bias: Any) -> Tensor | None:
+def _grouped_linear(a: Tensor, b: Any, offs: Tensor, bias: Any) -> Tensor | None:
     """The grouped product by the kernel of the format, or None."""
     if not b.transposed or b.dim() != 3 or a.dim() != 2 or bias is not None:
         return None
-    experts, K, N = b.shape
-    w_ENK = b.rebuild(shape=torch.Size((experts, N, K)), transposed=False)
-    assert isinstance(w_ENK, ScaledWeight)
-    return w_ENK.grouped_linear(a, offs.to(torch.int32))
+    y: Tensor | None = b.grouped_linear(a, offs.to(torch.int32))
+    return y
 
 
 @ScaledWeight.implements(F.embedding)
