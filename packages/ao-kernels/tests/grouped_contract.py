@@ -290,14 +290,14 @@ class Float8Dynamic(Float8):
         return magnitude_float8(q, codes, scale, block_n, block_k, bias)
 
     def test_nan_stays_with_those_who_share_its_scale(self) -> None:
-        """Many tokens of an expert and one scale for all of them: NaN and inf reach no other."""
+        """One scale for all tokens of an expert: NaN and inf reach no other."""
         x, codes, scale, *blocks, offsets, _ = next(
-            self.calls(torch.float32, [([3, 1100, 2], 0, 16, 40, 40)])
+            self.calls(torch.float32, [([3, 20, 2], 0, 16, 40, 40)])
         ).args
         weight = (codes, scale, *blocks[:2])
         clean = self.result(x, *weight, "tensor", offsets)
         for value in (torch.nan, torch.inf):
-            for expert, row in enumerate((1, 1090, 1104)):
+            for expert, row in enumerate((1, 19, 24)):
                 dirty = x.clone()
                 dirty[row, 7] = value
                 y = self.result(dirty, *weight, "tensor", offsets)

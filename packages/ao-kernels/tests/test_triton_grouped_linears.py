@@ -152,6 +152,33 @@ def test_compiles_for(case: Any, architecture: int, monkeypatch: pytest.MonkeyPa
         assert launch.shared_bytes <= 99 << 10, f"{launch.name} fits no consumer GPU"
 
 
+def _shared_scales(device: str) -> None:
+    """More tokens of an expert than are read at once; none; NaN; and tokens of no expert."""
+    from ao_kernels.triton.experts import _share_scales
+
+    ends = [3, 2203, 2203, 3300, 3302]
+    scale = torch.rand(3305, generator=torch.Generator().manual_seed(0))
+    scale[3000] = torch.nan
+    expected, start = scale.clone(), 0
+    for end in ends:
+        if end > start:
+            expected[start:end] = scale[start:end].max()  # NaN where one is
+        start = end
+    found, offsets = scale.to(device), torch.tensor(ends, dtype=torch.int32, device=device)
+    _share_scales[(len(ends),)](found, offsets, len(scale), BLOCK=1024)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.interpreted
+def test_tokens_of_an_expert_share_the_largest_scale() -> None:
+    _shared_scales("cpu")
+
+
+@pytest.mark.gpu
+def test_tokens_of_an_expert_share_the_largest_scale_on_a_gpu() -> None:
+    _shared_scales("cuda")
+
+
 @pytest.mark.triton
 def test_the_grid_is_as_large_as_the_worst_offsets_need() -> None:
     from ao_kernels.triton.grouped_product import most_tiles
