@@ -214,6 +214,22 @@ class Intx(_Op):
             dtype=torch.float64,
         )
 
+    def test_every_code_in_every_place(self) -> None:
+        """Of each number of bits, for the second of two experts; the first has other codes."""
+        for bits in range(1, 9) if self.op is intx_grouped_linear else (4,):
+            K = max(64, 1 << bits)
+            codes = torch.arange(K).remainder(1 << bits).to(torch.uint8)
+            both = torch.stack((codes.flip(0)[None], codes[None]))
+            others = (bits, K) if self.op is intx_grouped_linear else (K,)
+            offsets = torch.tensor([0, K], dtype=torch.int32)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                x = torch.eye(K, dtype=dtype) * (
+                    448 if self.op is float8_int4_grouped_linear else 1
+                )
+                scale = torch.ones(1, 1, 1)
+                y = self.result(x, pack(both, bits), scale, None, *others, offsets) / x.max()
+                assert torch.equal(y[:, 0], (codes.float() - 2 ** (bits - 1)).to(dtype))
+
 
 class Int4(Intx):
     op = int4_grouped_linear
@@ -247,6 +263,16 @@ class Int8(_Op):
         group_size = g[0] if g else length
         return layout.dequantize_int8(codes, scale, group_size=group_size, dtype=torch.float64)
 
+    def test_every_code(self) -> None:
+        codes = torch.arange(-128, 128).to(torch.int8)
+        both = torch.stack((codes.flip(0)[None], codes[None]))
+        others = (256,) if self.op is int8_grouped_linear else ()
+        offsets = torch.tensor([0, 256], dtype=torch.int32)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            x = torch.eye(256, dtype=dtype) * (127 if self.op is int8_dynamic_grouped_linear else 1)
+            y = self.result(x, both, torch.ones(1, 1, 1), *others, offsets).float() / x.max()
+            assert torch.equal(y[:, 0].round(), codes.float())
+
 
 class Int8Dynamic(Int8):
     op = int8_dynamic_grouped_linear
@@ -273,6 +299,18 @@ class Float8(_Op):
 
     def dense(self, length: int, *fields: Any) -> Tensor:
         return layout.dequantize_float8(*fields[:4], torch.float64)
+
+    def test_every_code(self) -> None:
+        for kind in (torch.float8_e4m3fn, torch.float8_e5m2):
+            codes = torch.arange(256).to(torch.uint8).view(kind)
+            codes = codes[codes.float().isfinite()]
+            K = len(codes)
+            both = torch.stack((codes.float().flip(0)[None], codes.float()[None])).to(kind)
+            others = ("row",) if self.op is float8_dynamic_grouped_linear else ()
+            offsets, one = torch.tensor([0, K], dtype=torch.int32), torch.ones(1, 1, 1)
+            x = torch.eye(K) * (448 if self.op is float8_dynamic_grouped_linear else 1)
+            y = self.result(x, both, one, WHOLE, WHOLE, *others, offsets)
+            assert torch.equal(y[:, 0], codes.float() * x.max())
 
 
 class Float8Dynamic(Float8):
