@@ -87,7 +87,12 @@ class Op:
     """A callable op; see the module docstring. Built by :func:`op`, listed in :data:`OPS`."""
 
     def __init__(
-        self, reference: Callable[..., Any], *, schema: str, tensors: tuple[str, ...]
+        self,
+        reference: Callable[..., Any],
+        *,
+        schema: str,
+        tensors: tuple[str, ...],
+        inline: bool = True,
     ) -> None:
         self.name = reference.__name__
         self.__name__ = self.name
@@ -97,6 +102,7 @@ class Op:
         self.reference = reference
         self.schema = torch._C.parse_schema(f"ao::{self.name}{schema}")
         self.kernels: list[Kernel] = []
+        self._inline = inline
         self._parameters = [argument.name for argument in self.schema.arguments]
         self._defaults = [
             (argument.default_value,) if argument.has_default_value() else None
@@ -305,7 +311,7 @@ class Op:
         for kernel in reversed(self.kernels):  # the last one asks for the least: fewer guards
             if self._refusal(kernel, device, args) is None:
                 return self.overload(*args)
-        if self._select(args) is None:  # raises where one was forced
+        if self._inline and self._select(args) is None:  # raises where one was forced
             self._check(*args)
             return self.reference(*args)
         return self.overload(*args)
@@ -407,13 +413,16 @@ def _one_of(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[.
 _UNAVAILABLE: dict[str, str] = {}
 
 
-def op(schema: str, *, tensors: tuple[str, ...]) -> Callable[[Callable[..., Any]], Op]:
+def op(
+    schema: str, *, tensors: tuple[str, ...], inline: bool = True
+) -> Callable[[Callable[..., Any]], Op]:
     """Decorator that makes an :class:`Op` of a reference function.
 
     ``schema`` is the part of the torch.library schema after the name; ``tensors`` names the
-    arguments that can be differentiated.
+    arguments that can be differentiated. ``inline``: compilers may see the reference where no
+    kernel takes a call; False where it needs values of tensors.
     """
-    return lambda reference: Op(reference, schema=schema, tensors=tensors)
+    return lambda reference: Op(reference, schema=schema, tensors=tensors, inline=inline)
 
 
 def force(backend: str | None) -> str | None:
