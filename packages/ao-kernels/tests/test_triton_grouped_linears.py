@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_contract import OnGpu
+from gpu_contract import OnGpu, forcing
 from grouped_contract import (
     LARGE,
     Float8,
@@ -24,6 +24,7 @@ from triton_compilation import ARCHITECTURES, compiled_launches
 from triton_contract import Interpreted
 
 from ao_core.testing.op_contract import Sample
+from ao_kernels.ops import int8_dynamic_grouped_linear
 
 
 @pytest.mark.interpreted
@@ -150,6 +151,24 @@ def test_compiles_for(case: Any, architecture: int, monkeypatch: pytest.MonkeyPa
         assert all("s32.s8.s8" in each.ptx for each in products)
     for launch in launches:
         assert launch.shared_bytes <= 99 << 10, f"{launch.name} fits no consumer GPU"
+
+
+@pytest.mark.parametrize("case", [Int4, Intx, Int8, Int8Dynamic, Float8, Float8Dynamic, Float8Int4])
+def test_says_why_it_does_not_take_cpu_tensors(case: Any) -> None:
+    found = case()
+    reasons = found.op.why_not(*next(found.calls(torch.float32)).args)
+    assert reasons["triton"] == "runs on cuda; the arguments are on cpu"
+
+
+@pytest.mark.interpreted
+def test_more_features_than_int32_sums_hold() -> None:
+    K = 133_145
+    codes = torch.ones(1, 1, K, dtype=torch.int8)
+    offsets = torch.ones(1, dtype=torch.int32)
+    args = (torch.ones(1, K), codes, torch.ones(1, 1, 1), offsets)
+    with forcing("triton"):
+        reasons = int8_dynamic_grouped_linear.why_not(*args)
+    assert "adds up to 133144 products" in reasons["triton"]
 
 
 def _shared_scales(device: str) -> None:

@@ -156,6 +156,20 @@ def test_a_compiled_product_is_the_op(name: str) -> None:
     assert not [node for node in nodes if "grouped_mm" in node or "grouped_product" in node]
 
 
+def test_inductor_compiles_products_and_their_gradients() -> None:
+    torch._dynamo.reset()
+    w = weight("int4")
+    product = torch.compile(lambda x, offs: F.silu(F.grouped_mm(x, w.mT, offs=offs)))
+    for ends in ([2, 2, 5], [1, 4, 6]):
+        x, offs = tokens(ends)
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, expected = product(ours, offs), F.silu(F.grouped_mm(theirs, w.mT, offs=offs))
+        torch.testing.assert_close(y, expected)
+        y.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_formats_without_a_grouped_op() -> None:
     x, offs = tokens([2, 2, 5])
     for w in (

@@ -84,8 +84,9 @@ def derive(grouped: Op, linear: Op) -> None:
     """
     arguments = str(grouped.schema).partition("(")[2].rpartition(") ->")[0]
 
-    def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        x, *weight, offsets, bias, needs = args
+    def gradients(grad: Tensor, needs: list[bool], *args: Any) -> tuple[Tensor, Tensor]:
+        args = args if len(args) > grouped._most else (*args, None)  # a bias of None is left out
+        x, *weight, offsets, bias = args
         grad_x, grad_bias = _room(x, bias, needs)
         for expert, rows in _rows(x, offsets):
             bias_N = None if bias is None else bias[expert]
@@ -100,18 +101,18 @@ def derive(grouped: Op, linear: Op) -> None:
 
     # Not by torch.library.custom_op, which takes 1.5 ms of an import for each (torch 2.13, EPYC).
     name = f"{grouped.name}_backward"
-    schema = f"(Tensor grad, {arguments}, bool[] needs) -> (Tensor, Tensor)"
+    schema = f"(Tensor grad, bool[] needs, {arguments}) -> (Tensor, Tensor)"
     _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, gradients, "CompositeExplicitAutograd")
     node = getattr(torch.ops.ao, name).default
 
     @torch.library.register_fake(f"ao::{name}", lib=_LIBRARY)
-    def _(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        return _room(args[0], args[-2], args[-1])
+    def _(grad: Tensor, needs: list[bool], *args: Any) -> tuple[Tensor, Tensor]:
+        return _room(args[0], args[-1] if len(args) > grouped._most else None, needs)
 
     @grouped.backward
     def _(grad: Tensor, args: tuple[Any, ...], needs: list[bool]) -> tuple[Any, ...]:
-        found = node(grad, *args, needs)
+        found = node(grad, needs, *args)
         return tuple(g if need else None for g, need in zip(found, needs, strict=True))
 
     @grouped.fake
