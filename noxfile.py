@@ -183,7 +183,7 @@ def register_tests(package: str) -> None:
 for _package in PACKAGES:
     register_tests(_package)
 
-TOGETHER = Environment("tests-together", *TESTED.values())
+TOGETHER = Environment("tests-together", *TESTED.values(), "matplotlib")  # for tests of pictures
 
 
 @nox.session(name="tests-together", requires=["build"], reuse_venv=TOGETHER.unchanged)

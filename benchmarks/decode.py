@@ -92,7 +92,7 @@ def main() -> None:
 
 def formats(name: str, names: list[str]) -> dict[str, nn.Module]:
     """One model a format; parameters that a format leaves alone are shared with bf16."""
-    float_model = models.load(models.smollm2()) if name == "smollm2" else models.llama_1b()
+    float_model = models.load(models.smollm2()) if name == "smollm2" else models.llama(name)
     made = {"bf16": float_model}
     for each in names[1:]:
         shared = {id(p): p for p in float_model.parameters()}

@@ -2,7 +2,8 @@
 
 Sides are timed in one process, in alternating order. Reported is the median of the rounds with
 their spread, and a difference below the spread is noise. A record in benchmarks/results names the
-machine by its processor, with date, commit and versions; there is one file a kind of machine.
+machine by its processor, or by its GPU for what ran there, with date, commit and versions; there is
+one file a kind of machine.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(os.environ.get("AO_RESULTS", ROOT / "benchmarks" / "results"))
 ISAS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm", "bf16")
 PACKAGES = ("torch", "transformers", "ao-core", "ao-kernels", "ao-quant", "ao-hf", "xllamacpp")
+GPU_PACKAGES = ("triton", "torchao")
 
 
 @dataclass(frozen=True)
@@ -66,24 +68,29 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def machine() -> dict[str, Any]:
-    """The processor, never a host's name."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """The processor, and the GPU if `device` is one; never a host's name."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     cpu = facts.get("model name", platform.processor() or platform.machine())
     if "cpu family" in facts:
         cpu += f" family {facts['cpu family']} model {facts['model']}"
-    return {
+    found = {
         "cpu": cpu,
         "isa": [isa for isa in ISAS if isa in flags],
         "cores": os.cpu_count(),
     }
+    if device == "cuda":
+        import torch
+
+        found = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, **found}
+    return found
 
 
-def versions() -> dict[str, str]:
+def versions(device: str = "cpu") -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in PACKAGES + (GPU_PACKAGES if device == "cuda" else ()):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -101,10 +108,13 @@ def commit() -> str:
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") or "unknown"
 
 
-def record(benchmark: str, rows: list[dict[str, Any]], **settings: Any) -> Path:
+def record(
+    benchmark: str, rows: list[dict[str, Any]], *, device: str = "cpu", **settings: Any
+) -> Path:
     """Appends one line a row to the file of this machine and gives its path."""
-    here = machine()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{here['cpu']} {here['cores']} cores".lower()).strip("-")
+    here = machine(device)
+    name = here.get("gpu") or f"{here['cpu']} {here['cores']} cores"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     path = RESULTS / f"{slug}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     common = {
@@ -112,7 +122,7 @@ def record(benchmark: str, rows: list[dict[str, Any]], **settings: Any) -> Path:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": here,
-        "versions": versions(),
+        "versions": versions(device),
         "settings": settings,
     }
     with path.open("a") as file:

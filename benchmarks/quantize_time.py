@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name in arguments.only or FORMATS:
-        model = models.llama_1b(arguments.layers)
+        model = models.llama("llama-1b", layers=arguments.layers)
         parameters = sum(p.numel() for p in model.parameters())
         with Peak() as peak:
             took = measure.seconds(lambda m=model, c=FORMATS[name]: quantize_(m, c))

@@ -1,4 +1,4 @@
-"""float8 linear with float8 activations on a GPU against F.linear and torchao, where it is
+"""float8 linear with float8 activations on a GPU against F.linear and other libraries, where
 installed.
 
 python benchmarks/bench_float8_dynamic_linear.py --shapes 14336x4096 --tokens 1,32,4096 --kinds row
@@ -6,8 +6,9 @@ python benchmarks/bench_float8_dynamic_linear.py --shapes 14336x4096 --tokens 1,
 
 from __future__ import annotations
 
+import peers
 import torch
-from float8_sides import BLOCKS, E4M3, layers, torchao_calls
+from float8_sides import BLOCKS, E4M3, layers
 from measure_cuda import Report, alternate, arguments, check_close, shapes
 from torch.nn.functional import linear
 
@@ -17,6 +18,7 @@ from ao_kernels.ops import float8_dynamic_linear
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--kinds", default="row,tensor,block", help=",".join(BLOCKS))
+    peers.add_option(parser)
     parser.set_defaults(tokens="1,32,128,4096")
     options = parser.parse_args()
     report, dtype = Report("float8_dynamic_linear", options.out), getattr(torch, options.dtype)
@@ -24,6 +26,8 @@ def main() -> None:
         for N, K in shapes(options.shapes):
             for kind in options.kinds.split(","):
                 found = layers(N, K, kind, dtype)
+                what = f"float8 dynamic {kind}"
+                others = peers.Peers(what, options.peers, [a.dense for a in found])
                 for M in map(int, options.tokens.split(",")):
                     x = torch.randn(M, K, device="cuda").to(dtype)
                     sides = {
@@ -36,14 +40,7 @@ def main() -> None:
                         options.dtype: [lambda a=a, x=x: linear(x, a.dense) for a in found],
                     }
                     check_close("ours", sides["ours"][0](), linear(x, found[0].dense), 0.05)
-                    theirs = None
-                    if kind == "tensor":  # torchao's default
-                        theirs = torchao_calls(
-                            "Float8DynamicActivationFloat8WeightConfig", x, found
-                        )
-                    if theirs is not None:
-                        check_close("torchao", theirs[0](), linear(x, found[0].dense), 0.06)
-                        sides["torchao"] = theirs
+                    sides |= others.sides(x)
                     measured = alternate(sides, seconds=options.seconds, product=E4M3)
                     n_bytes = N * K + found[0].scale.nbytes + x.nbytes + M * N * x.itemsize
                     report.add(f"{N}x{K} {kind} M={M}", measured, n_bytes, 2 * M * N * K)

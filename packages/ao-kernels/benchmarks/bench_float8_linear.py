@@ -1,12 +1,13 @@
-"""float8 weight-only linear on a GPU against F.linear and torchao, where it is installed.
+"""float8 weight-only linear on a GPU against F.linear and other libraries, where installed.
 
 python benchmarks/bench_float8_linear.py --shapes 14336x4096 --tokens 1,32,4096 --kinds row,block
 """
 
 from __future__ import annotations
 
+import peers
 import torch
-from float8_sides import BLOCKS, layers, torchao_calls
+from float8_sides import BLOCKS, layers
 from measure_cuda import Report, alternate, arguments, check_close, shapes
 from torch.nn.functional import linear
 
@@ -16,6 +17,7 @@ from ao_kernels.ops import float8_linear
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--kinds", default="row,block", help=",".join(BLOCKS))
+    peers.add_option(parser)
     parser.set_defaults(tokens="1,32,128,512,4096")
     options = parser.parse_args()
     report, dtype = Report("float8_linear", options.out), getattr(torch, options.dtype)
@@ -23,6 +25,8 @@ def main() -> None:
         for N, K in shapes(options.shapes):
             for kind in options.kinds.split(","):
                 found = layers(N, K, kind, dtype)
+                names = options.peers if kind == "row" else ""  # theirs is one scale a row
+                others = peers.Peers("float8", names, [a.dense for a in found])
                 for M in map(int, options.tokens.split(",")):
                     x = torch.randn(M, K, device="cuda").to(dtype)
                     sides = {
@@ -33,10 +37,7 @@ def main() -> None:
                         options.dtype: [lambda a=a, x=x: linear(x, a.dense) for a in found],
                     }
                     check_close("ours", sides["ours"][0](), linear(x, found[0].dense), 0.01)
-                    theirs = torchao_calls("Float8WeightOnlyConfig", x, found)
-                    if theirs is not None:
-                        check_close("torchao", theirs[0](), linear(x, found[0].dense), 0.05)
-                        sides["torchao"] = theirs
+                    sides |= others.sides(x)
                     measured = alternate(sides, seconds=options.seconds, product=dtype)
                     n_bytes = N * K + found[0].scale.nbytes + x.nbytes + M * N * x.itemsize
                     report.add(f"{N}x{K} {kind} M={M}", measured, n_bytes, 2 * M * N * K)

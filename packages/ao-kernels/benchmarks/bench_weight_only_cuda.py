@@ -1,6 +1,6 @@
-"""Weight-only linears on a GPU against bf16 F.linear and torch's tinygemm, which torchao calls:
+"""Weight-only linears on a GPU against bf16 F.linear and other libraries, where installed:
 microseconds a layer and the share of the limit, which is reading the layer once, or the products at
-cuBLAS's rate where those take longer.
+cuBLAS's rate where those take longer. torch's tinygemm is what torchao's int4 calls.
 
 python benchmarks/bench_weight_only_cuda.py --shapes 4096x4096 --tokens 1,16,256 --formats int4,int8
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import peers
 import torch
 from measure_cuda import Report, alternate, arguments, check_close, count_layers, shapes
 from torch import Tensor
@@ -24,6 +25,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.set_defaults(shapes="4096x4096,14336x4096,4096x14336", tokens="1,16,64,256,1024,4096")
     parser.add_argument("--formats", default="int4,int8", help="int4,int8,int1,int2,...,int7")
+    peers.add_option(parser)
     options = parser.parse_args()
     report = Report("weight_only_linear", options.out)
     with torch.inference_mode():
@@ -35,8 +37,10 @@ def main() -> None:
                     N * K * int(name[3:]) // 8,
                     lambda: layer(N, K, int(name[3:]), options.group_size),
                 )
+                others = peers.Peers(name, options.peers, [layer.weight for layer in layers])
                 for M in map(int, options.tokens.split(",")):
-                    _case(report, f"{name} {N}x{K} M={M}", M, layers, dense, options.seconds)
+                    case = f"{name} {N}x{K} M={M}"
+                    _case(report, case, M, layers, dense, others, options.seconds)
 
 
 class _Layer:
@@ -81,7 +85,13 @@ def _layers(n_bytes: int, make: Callable[[], object]) -> list:
 
 
 def _case(
-    report: Report, case: str, M: int, layers: list[_Layer], dense: list[Tensor], seconds: float
+    report: Report,
+    case: str,
+    M: int,
+    layers: list[_Layer],
+    dense: list[Tensor],
+    others: peers.Peers,
+    seconds: float,
 ) -> None:
     N, K = dense[0].shape
     x = torch.randn(M, K, device="cuda").bfloat16()
@@ -90,24 +100,10 @@ def _case(
         "ours": [lambda a=a: a.call(x) for a in layers],
         "bf16": [lambda w=w: linear(x, w) for w in dense],
     }
-    if case.startswith("int4"):
-        _add_tinygemm(sides, x, N, K, len(layers))
+    sides |= others.sides(x)
     measured = alternate(sides, seconds=seconds, product=torch.bfloat16 if M >= 64 else None)
     n_bytes = layers[0].nbytes + x.nbytes + M * N * 2
     report.add(case, measured, n_bytes, 2 * M * N * K)
-
-
-def _add_tinygemm(sides: dict[str, Calls], x: Tensor, N: int, K: int, n_layers: int) -> None:
-    """torch's kernel, which torchao's int4 layout for batch 1 calls; group 128."""
-    if len(x) > 256:
-        return  # takes milliseconds
-    layers = []
-    for _ in range(n_layers):
-        q = torch.randint(0, 256, (N, K // 2), dtype=torch.uint8, device="cuda")
-        packed = torch.ops.aten._convert_weight_to_int4pack(q, 8)
-        layers.append((packed, torch.rand(K // 128, N, 2, device="cuda").bfloat16()))
-    op = torch.ops.aten._weight_int4pack_mm
-    sides["tinygemm"] = [lambda a=a: op(x, a[0], 128, a[1]) for a in layers]
 
 
 if __name__ == "__main__":

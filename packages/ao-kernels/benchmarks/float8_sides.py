@@ -1,12 +1,11 @@
-"""What the benchmarks of the float8 linears share: layers, and torchao's way where it is installed.
+"""What the benchmarks of the float8 linears share: their layers.
 
 N output features, K input features. ``kind`` of scales: "row", "tensor" or "block" (128 x 128).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from measure_cuda import count_layers
@@ -38,20 +37,3 @@ def layers(N: int, K: int, kind: str, dtype: torch.dtype) -> list[Layer]:
         spread = spread.repeat_interleave(min(block_k, K), 1)[:, :K]
         found.append(Layer(codes, scale, (block_n, block_k), (codes.float() * spread).to(dtype)))
     return found
-
-
-def torchao_calls(config: str, x: Tensor, found: list[Layer]) -> list[Callable[[], Any]] | None:
-    """Calls of compiled linears that torchao quantized by its default ``config``, or None."""
-    try:
-        from torchao import quantization
-    except ImportError:
-        return None
-    calls = []
-    for layer in found:
-        module = torch.nn.Linear(*reversed(layer.dense.shape), bias=False, device="cuda")
-        module.weight = torch.nn.Parameter(layer.dense.clone(), requires_grad=False)
-        model = torch.nn.Sequential(module)
-        quantization.quantize_(model, getattr(quantization, config)())
-        compiled = torch.compile(model, dynamic=False)
-        calls.append(lambda model=compiled: model(x))
-    return calls

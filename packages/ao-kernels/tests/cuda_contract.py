@@ -4,30 +4,21 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_contract import OnGpu, on_gpu
+from gpu_contract import WeightOnlyOnGpu, on_gpu
 from torch import Tensor
 
 from ao_kernels import cuda, force
 
 
-class CudaLinear(OnGpu):
-    """OnGpu, and what the kernels for few tokens must do: any address, any stream, any device.
+class CudaLinear(WeightOnlyOnGpu):
+    """WeightOnlyOnGpu, and what the kernels for few tokens must do: any address, stream and device.
 
     Where the CUDA kernels take nothing (float32, odd shapes of few tokens), the op takes another.
-    With more than 16 tokens weights are rounded to the dtype of x before they are multiplied: once,
-    or twice where there are zeros.
     """
 
     backend, forced = "cuda", False
     group_name = "group_size"
     refuses_many_tokens = "17 tokens; the CUDA kernels take up to 16"
-
-    def bound(self, args: tuple[Any, ...], expected: Tensor) -> Tensor:
-        bound = super().bound(args, expected)
-        x = args[0]
-        if x.shape[-1] and x.numel() // x.shape[-1] > 16:
-            bound = bound + torch.finfo(x.dtype).eps * self.magnitude(args)
-        return bound
 
     def call(self, M: int, N: int, K: int, group_size: int, dtype: torch.dtype) -> tuple[Any, ...]:
         """Arguments of the op, on the CPU."""

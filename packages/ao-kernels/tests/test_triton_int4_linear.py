@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_contract import OnGpu, on_gpu
+from gpu_contract import WeightOnlyOnGpu, on_gpu
 from linear_samples import magnitude_intx, sample_intx
 from torch import Tensor
 from triton_compilation import ARCHITECTURES, compiled_launches
@@ -78,7 +78,7 @@ class TestInterpreted(Int4Linear, Interpreted):
 
 
 @pytest.mark.gpu
-class TestOnGpu(Int4Linear, OnGpu):
+class TestOnGpu(Int4Linear, WeightOnlyOnGpu):
     device = "cuda"
     backend, forced = "triton", True
 

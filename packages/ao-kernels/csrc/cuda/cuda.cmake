@@ -8,14 +8,23 @@
 
 set(AO_CUDA_OPS
   dequantize
+  float8_dynamic_linear
   float8_linear
+  float8_static_linear
   int4_linear
+  int8_dynamic_linear
   int8_linear
+  int8_static_linear
   intx_linear
 )
 set(AO_CUDA_KERNELS
+  byte_product
+  byte_product_float8
+  byte_product_float8_blocks
+  byte_product_int8
   dequantize
   probe
+  quantize_tokens
   weight_only_large
   weight_only_large_e4m3
   weight_only_large_e5m2
@@ -82,7 +91,7 @@ list(TRANSFORM ao_cuda_sources APPEND .cpp)
 list(TRANSFORM AO_CUDA_KERNELS PREPEND csrc/cuda/ OUTPUT_VARIABLE ao_cuda_kernels)
 list(TRANSFORM ao_cuda_kernels APPEND .cu)
 
-pybind11_add_module(_cuda csrc/cuda/module.cpp csrc/cuda/device.cpp csrc/cuda/weight_only_small.cpp
+pybind11_add_module(_cuda csrc/cuda/module.cpp csrc/cuda/chain.cpp csrc/cuda/device.cpp csrc/cuda/tensor_map.cpp csrc/cuda/weight_only_small.cpp
   csrc/tensor.cpp
   ${ao_cuda_sources} ${ao_cuda_kernels})
 target_include_directories(_cuda PRIVATE csrc)

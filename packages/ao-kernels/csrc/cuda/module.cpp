@@ -1,5 +1,6 @@
 #include <pybind11/pybind11.h>
 
+#include "cuda/byte_product.h"
 #include "cuda/device.h"
 #include "cuda/weight_only_large.h"
 #include "cuda/weight_only_small.h"
@@ -9,9 +10,13 @@ namespace py = pybind11;
 
 // One declaration and one call an op; each is defined in csrc/cuda/<op>.cpp.
 void register_dequantize(py::module_& m);
+void register_float8_dynamic_linear(py::module_& m);
 void register_float8_linear(py::module_& m);
+void register_float8_static_linear(py::module_& m);
 void register_int4_linear(py::module_& m);
+void register_int8_dynamic_linear(py::module_& m);
 void register_int8_linear(py::module_& m);
+void register_int8_static_linear(py::module_& m);
 void register_intx_linear(py::module_& m);
 
 PYBIND11_MODULE(_cuda, m) {
@@ -25,9 +30,16 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("many_tokens_refusal", [](int device) { return ao::large::device_refusal(*ao::device(device)); },
         py::arg("device"), "Why no weight-only linear of more than 16 tokens runs on this CUDA device, or an empty string.");
 
+  m.def("byte_product_refusal", [](int device) { return ao::bytes::device_refusal(*ao::device(device)); },
+        py::arg("device"), "Why no product of 8-bit codes runs on this CUDA device, or an empty string.");
+
   register_dequantize(m);
+  register_float8_dynamic_linear(m);
   register_float8_linear(m);
+  register_float8_static_linear(m);
   register_int4_linear(m);
+  register_int8_dynamic_linear(m);
   register_int8_linear(m);
+  register_int8_static_linear(m);
   register_intx_linear(m);
 }

@@ -39,6 +39,13 @@ __device__ inline void load_box(uint32_t to, const CUtensorMap* map, int column,
       : "memory");
 }
 
+// `bytes` that follow each other; all three are multiples of 16.
+__device__ inline void load_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+               "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
 __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }

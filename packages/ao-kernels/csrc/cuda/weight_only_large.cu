@@ -1,6 +1,7 @@
 // Host side of weight_only_large.cuh.
 #include <climits>
 
+#include "cuda/tensor_map.h"
 #include "cuda/weight_only_large_launch.cuh"
 
 namespace ao::large {
@@ -17,37 +18,6 @@ extern template cudaError_t launch_groups<kE4m3, 1>(const Launch&);
 extern template cudaError_t launch_groups<kE4m3, 4>(const Launch&);
 extern template cudaError_t launch_groups<kE5m2, 0>(const Launch&);
 extern template cudaError_t launch_groups<kE5m2, 1>(const Launch&);
-
-namespace {
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, without linking the driver: the module must import where there is none.
-Encode encoder() {
-  static const Encode found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                               cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function)
-                                                                         : nullptr;
-  }();
-  return found;
-}
-
-// A (rows, columns) matrix whose rows are `pitch` bytes apart, read in boxes.
-bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data, int64_t columns, int64_t rows, int64_t pitch,
-            int box_columns, int box_rows, CUtensorMapSwizzle swizzle) {
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(pitch)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  return encoder()(map, type, 2, const_cast<void*>(data), sizes, pitches, box, steps,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
-}  // namespace
 
 // Rules fitted to an H200: 4096 x 4096, 14336 x 4096 and 4096 x 14336 with 16 to 4096 tokens.
 Plan make_plan(const LinearArgs& a, const Device& device) {
@@ -75,7 +45,7 @@ const char* device_refusal(const Device& device) {
   return "ao_kernels._cuda was built without architecture 90a, which the kernel of more than 16 tokens needs";
 #endif
   if (device.capability != 90) return "the kernel of more than 16 tokens needs compute capability 9.0";
-  return encoder() ? "" : "the driver cannot describe tensors to the copy engine";
+  return has_tensor_maps() ? "" : "the driver cannot describe tensors to the copy engine";
 }
 
 bool takes(const LinearArgs& a, const Device& device) {
@@ -102,10 +72,10 @@ cudaError_t launch(const LinearArgs& a, const Device& device, cudaStream_t strea
             .M = static_cast<int>(a.M), .N = static_cast<int>(a.N), .K = static_cast<int>(a.K), .G = static_cast<int>(a.G),
             .scale_stride = static_cast<int>(a.scale_stride), .group_size = static_cast<int>(a.group_size),
             .block_n = static_cast<int>(a.block_n),
-            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .vector_scales = vectors};
-  if (!encode(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, a.x, a.K, a.M, 2 * a.x_stride, 64, l.plan.tokens,
+            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .chained = false, .vector_scales = vectors};
+  if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, a.x, a.K, a.M, 2 * a.x_stride, 64, l.plan.tokens,
               CU_TENSOR_MAP_SWIZZLE_128B) ||
-      !encode(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, a.codes, a.row_bytes, a.N, a.row_bytes,
+      !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, a.codes, a.row_bytes, a.N, a.row_bytes,
               stage_code_bytes(a.bits), 128, a.bits == 4 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorInvalidValue;
   const bool row = a.G == 1, stages = a.group_size % kStageK == 0;  // what a group spans

@@ -9,8 +9,8 @@
 // Weights are (code - zero) * scale rounded to bf16, as dequantizing before a matrix product gives them; a scale that spans the
 // row is applied to the float32 sums instead, so that those weights are exact. weight_only_large_<int4|bytes>.cuh make them.
 //
-// A grid may start while the ones before it in the stream still run, as in weight_only_small.cuh. Asking for its first codes
-// to be brought into L2 before it waits for their end made int8 slower (22.4 instead of 21.9 us at 32 tokens).
+// A grid may start while the ones before it in the stream still run, as in weight_only_small.cuh; a chained one (chain.h) fills its
+// ring with codes meanwhile. Only asking for the codes to be brought into L2 made int8 slower (22.4 instead of 21.9 us, 32 tokens).
 //
 // With SPLIT > 1 the CTAs of a cluster share a tile, each with its part of K, and add the float32 sums up through
 // distributed shared memory in the order of their ranks: bits repeat, and no workspace is needed.
@@ -165,7 +165,6 @@ __global__ void __launch_bounds__(kLargeThreads, Tile::CTAS)
 weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap codes_map, const LargeArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // other architectures have no wgmma; device_refusal keeps their devices away
   extern __shared__ uint8_t memory[];
-  let_later_grids_start();
   constexpr int STAGES = Tile::STAGES, SPLIT = Tile::SPLIT;
   const uint32_t ring = (shared_address(memory) + 1023) & ~1023u;
   const uint32_t buffer = ring + Tile::kRing, full = buffer + Tile::kEpilogue, empty = full + 8 * STAGES;
@@ -183,19 +182,30 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   }
   __syncthreads();
   const int warpgroup = threadIdx.x / 128;
-  wait_for_earlier_grids();  // nothing above reads what they may write, nor writes
+  const auto load_codes = [&](int stage, int block, int n0) {
+    barrier_expect(full + 8 * stage, Tile::kStage);
+    load_box(ring + stage * Tile::kStage, &codes_map, block * stage_code_bytes(Tile::CODES), n0, full + 8 * stage);
+  };
+  const int ahead = a.chained ? min(last - first, STAGES) : 0;  // stages of codes that are asked for before the wait
+  if (threadIdx.x == 128 * kConsumers)
+    for (int i = 0; i < ahead; ++i) load_codes(i, first + i, static_cast<int>(blockIdx.x) / SPLIT / tiles_m * Tile::BN);
+  wait_for_earlier_grids();
+  let_later_grids_start();
 
   if (warpgroup == kConsumers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Tile::kProducerRegisters));
     if (threadIdx.x == 128 * kConsumers) {
-      int stage = 0, phase = 0;
+      int stage = 0, phase = 0, left = ahead;
       for (int tile = blockIdx.x / SPLIT; tile < n_tiles; tile += gridDim.x / SPLIT) {
         const int m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
         for (int block = first; block < last; ++block) {
-          barrier_wait(empty + 8 * stage, phase ^ 1);
-          barrier_expect(full + 8 * stage, Tile::kStage);
+          if (left) {
+            --left;
+          } else {
+            barrier_wait(empty + 8 * stage, phase ^ 1);
+            load_codes(stage, block, n0);
+          }
           const uint32_t at = ring + stage * Tile::kStage;
-          load_box(at, &codes_map, block * stage_code_bytes(Tile::CODES), n0, full + 8 * stage);
           load_box(at + Tile::kCodes, &x_map, block * kStageK, m0, full + 8 * stage);
           load_box(at + Tile::kCodes + Tile::kHalfX, &x_map, block * kStageK + 64, m0, full + 8 * stage);
           if (++stage == STAGES) stage = 0, phase ^= 1;

@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 
+#include "cuda/chain.h"
 #include "cuda/weight_only_large.cuh"
 #include "cuda/weight_only_large.h"
 
@@ -44,7 +45,11 @@ cudaError_t launch_tile(const Launch& l) {
   config.stream = l.stream;
   config.attrs = attributes;
   config.numAttrs = l.early ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, l.x_map, l.codes_map, l.args);
+  LargeArgs args = l.args;
+  args.chained = l.early && is_chained(l.stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, l.x_map, l.codes_map, args);
+  remember_grid(l.stream);
+  return error;
 }
 
 // Stages fill the shared memory of a multiprocessor (128 tokens or more), or half of it.

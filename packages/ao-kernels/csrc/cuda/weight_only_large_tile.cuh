@@ -23,6 +23,7 @@ struct LargeArgs {
   int scale_stride;    // G, or 0 where all rows share the scales
   int group_size, block_n;
   DType scale_dtype, bias_dtype;
+  bool chained;        // to the grid in front, see chain.h
   bool vector_scales;  // rows of scales and zeros begin at multiples of 16 bytes
 };
 

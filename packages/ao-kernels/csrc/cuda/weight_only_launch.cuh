@@ -2,12 +2,13 @@
 #pragma once
 #include <atomic>
 
+#include "cuda/chain.h"
 #include "cuda/weight_only_small.cuh"
 
 namespace ao::small {
 
 template <int BITS, class Half, int NT, int FRAGMENTS, bool WIDE, bool ZERO, int SLOTS, int THREADS>
-cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limit, cudaStream_t stream) {
+cudaError_t launch_variant(Arguments a, const Plan& plan, int shared_limit, cudaStream_t stream) {
   const auto kernel = weight_only<BITS, Half, NT, FRAGMENTS, WIDE, ZERO, SLOTS, THREADS>;
   if (plan.shared_bytes > 48 << 10) {
     // Once a device; setting it twice does no harm.
@@ -39,7 +40,10 @@ cudaError_t launch_variant(const Arguments& a, const Plan& plan, int shared_limi
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
-  return cudaLaunchKernelEx(&config, kernel, a);
+  a.chained = plan.early && is_chained(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, a);
+  remember_grid(stream);
+  return error;
 }
 
 inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide, int fragments) {

@@ -16,13 +16,11 @@
 // step, the eight values as Codes::order has them. Rows of tokens are 64 bytes off a multiple of 128, so that the
 // eight lanes that read together hit 32 different banks.
 //
-// Programmatic dependent launch: a grid may start while the ones before it in the stream still run. Until
-// wait_for_earlier_grids(), which returns when all of them have ended and what they wrote is visible, a block only
-// computes addresses and asks for codes and parameters to be brought into L2. L2 is where all multiprocessors meet: a
-// later write of an earlier grid changes what lies there, so nothing stale can be seen, even if that grid quantizes these
-// weights again in place. Everything that reads into registers or shared memory, and every store, comes after the wait;
-// no load is .nc, which would promise that nobody writes while this grid runs. Every thread waits, so that this grid
-// ends after all before it, and the next one may in turn be started at once: it waits for this one's end.
+// Programmatic dependent launch: a grid may start while the ones before it in the stream still run. A chained grid (chain.h)
+// fetches codes and parameters at once: all grids that could write weights have ended. Another one only asks for them to be brought into L2, which
+// is where all multiprocessors meet: a later write of an earlier grid changes what lies there, so that nothing stale can be
+// seen. Tokens are read, and results stored, after wait_for_earlier_grids(); no load is .nc, which would promise that nobody
+// writes while this grid runs. Every thread waits, so that this grid ends after all before it, and only then lets the next one start.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -52,6 +50,7 @@ struct Arguments {
   int M, N, K;
   int steps;                // ceil(K / 128)
   uint32_t group_inverse;   // span / (spans of a group) = umulhi(span, this); 0: one group
+  bool chained;             // to the grid in front: see above
   bool every_span;          // a group is one span; group_inverse has no room for that
   uint32_t scale_bytes;     // 2 or 4
   DType bias_dtype;
@@ -264,7 +263,6 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   constexpr int kRows = 2 * FRAGMENTS;  // of a lane
   constexpr int kColumns = 8 * NT, kStepBytes = kStep / 8 * C::kUnitBytes;
   extern __shared__ uint4 x_shared[];
-  let_later_grids_start();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   // Without divisions: they would take as long as the first codes take to come.
   const int split = warp * a.tiles_inverse >> 12, tile = warp - split * a.tiles;
@@ -293,7 +291,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   }
   // What the warp reads first: 256 bytes of a row or all that fits into shared memory.
   constexpr int kFirstSteps = SLOTS - 1 > 256 / kStepBytes ? SLOTS - 1 : 256 / kStepBytes;
-  if (begin < end) {
+  if (!a.chained && begin < end) {
     const int bytes = min(kStepBytes * min(kFirstSteps, end - begin), static_cast<int>(a.row_bytes) - kStepBytes * begin);
     const uint32_t group_byte = group_of(a, (WIDE ? 1 : 4) * begin) * a.scale_bytes;
 #pragma unroll
@@ -304,7 +302,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
       if constexpr (ZERO) prefetch_sector(static_cast<const char*>(a.zero) + parameters[r] + group_byte);
     }
   }
-  wait_for_earlier_grids();
+  if (!a.chained) wait_for_earlier_grids();
 
   constexpr int kRowBytes = step_bytes(C::kUnitBytes, WIDE) / 2;
   constexpr int kWarpBytes = warp_bytes(C::kUnitBytes, WIDE, FRAGMENTS, kColumns, SLOTS);
@@ -339,6 +337,8 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
   for (int r = 0; r < kRows; ++r) scale[r] = zero[r] = 0;
   fetch_parameters(begin);
 
+  if (a.chained) wait_for_earlier_grids();
+  let_later_grids_start();
   stage_tokens<BITS, WIDE>(a, x_shared, first, last);
   __syncthreads();
   float* const parts = reinterpret_cast<float*>(shared + blockDim.x / 32 * kWarpBytes);  // of the block, for the cluster

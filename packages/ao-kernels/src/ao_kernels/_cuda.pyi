@@ -7,6 +7,7 @@ from torch import Tensor
 def device_refusal(device: int) -> str: ...
 def most_token_values(device: int) -> int: ...
 def many_tokens_refusal(device: int) -> str: ...
+def byte_product_refusal(device: int) -> str: ...
 def dequantize(
     x: Tensor,
     codes: Tensor,
@@ -27,6 +28,28 @@ def float8_linear(
     bias: Tensor | None = None,
     /,
 ) -> Tensor: ...
+def float8_dynamic_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_n: int,
+    block_k: int,
+    activation: str,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def float8_static_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
+    block_n: int,
+    block_k: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
 def int4_linear(
     n_threads: int,
     x: Tensor,
@@ -37,12 +60,29 @@ def int4_linear(
     bias: Tensor | None = None,
     /,
 ) -> Tensor: ...
+def int8_dynamic_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
 def int8_linear(
     n_threads: int,
     x: Tensor,
     codes: Tensor,
     scale: Tensor,
     group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_static_linear(
+    n_threads: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    x_scale: Tensor,
     bias: Tensor | None = None,
     /,
 ) -> Tensor: ...

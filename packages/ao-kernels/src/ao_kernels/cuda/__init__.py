@@ -6,7 +6,16 @@ why there are none ("" when there are).
 
 import importlib.util
 
-KERNELS = ("float8_linear", "int4_linear", "int8_linear", "intx_linear")
+KERNELS = (
+    "float8_dynamic_linear",
+    "float8_linear",
+    "float8_static_linear",
+    "int4_linear",
+    "int8_dynamic_linear",
+    "int8_linear",
+    "int8_static_linear",
+    "intx_linear",
+)
 
 if importlib.util.find_spec("ao_kernels._cuda") is None:
     unavailable = (
