@@ -30,6 +30,7 @@ PROJECTS = {
     path.parent.name: load_toml(path) for path in sorted(ROOT.glob("packages/*/pyproject.toml"))
 }
 PACKAGES = list(PROJECTS)
+SOURCES = ":".join(str(ROOT / "packages" / p / "src") for p in PACKAGES)
 
 # With the extra "test", and with triton for the kernels: they run in its interpreter.
 TESTED = {p: f"{p}[test,triton]" if p == "ao-kernels" else f"{p}[test]" for p in PACKAGES}
@@ -210,7 +211,6 @@ def print_summary(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """Run the gpu tests of every package in the current interpreter, on the sources."""
-    path = ":".join(str(ROOT / "packages" / p / "src") for p in PACKAGES)
     for folder in [*(f"packages/{p}/tests" for p in PACKAGES), "tests"]:
         session.run(
             sys.executable,
@@ -220,10 +220,18 @@ def gpu(session: nox.Session) -> None:
             "gpu",
             folder,
             *session.posargs,
-            env={"PYTHONPATH": path},
+            env={"PYTHONPATH": SOURCES},
             external=True,
             success_codes=[0, 5],
         )
+
+
+@nox.session(venv_backend="none")
+def tune(session: nox.Session) -> None:
+    """Measure the kernels on this GPU and write the table that it dispatches by; `-- --help`."""
+    script = "packages/ao-kernels/benchmarks/tune.py"
+    env = {"PYTHONPATH": SOURCES, "AO_KERNELS": None}
+    session.run(sys.executable, script, *session.posargs, env=env, external=True)
 
 
 # --- checks

@@ -227,3 +227,17 @@ def test_progress_bar_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm", reason="the bar is tqdm's")
     convert_(mlp(8, 16, 4), ExampleConfig(), progress=True)
     assert "converting" in capsys.readouterr().err
+
+
+def test_formats_without_kernels_have_no_kernels_to_report() -> None:
+    model = mlp(8, 16, 4)
+    report = convert_(model, ExampleConfig())
+    assert report.kernels(model, tokens=(1, 2)) == []
+    assert report.kernel_table(model).split() == [
+        "layers",
+        "first",
+        "shape",
+        "format",
+        "tokens",
+        "kernel",
+    ]

@@ -1,7 +1,9 @@
 """Fused mixtures of experts: quantized whole, on every path that Transformers computes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +42,67 @@ def test_products(kind: str, path: str, checkpoint: Checkpoint) -> None:
         second = layer(x)
     first, second = (y[0] if isinstance(y, tuple) else y for y in (first, second))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+# Formats whose grouped products have an op of their own.
+GROUPED = ["int4", "int4 hqq", "int3", "int8", "int8 dynamic"]
+GROUPED += ["float8", "float8 dynamic", "float8 block", "float8 int4"]
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_grouped_ops_and_the_eager_loop(
+    kind: str, name: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's experts in one op a projection give what its loop over experts gives."""
+    found = {}
+    for path in ("eager", "grouped_mm"):
+        model = load(
+            checkpoint(kind), FORMATS[name], dtype=torch.float32, experts_implementation=path
+        )
+        kind_of_weight = type(model.model.layers[0].mlp.experts.down_proj)
+        with calls_of_grouped_ops(kind_of_weight, monkeypatch) as calls:
+            found[path] = logits(model)
+        assert calls == ([True] * 4 if path == "grouped_mm" else [])  # two layers, two products
+    torch.testing.assert_close(found["grouped_mm"], found["eager"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache")
+@pytest.mark.parametrize("name", ["int4", "float8"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_grouped_experts_generate_and_compile(kind: str, name: str, checkpoint: Checkpoint) -> None:
+    """bfloat16, token by token, and a layer's experts as one graph."""
+    model = load(checkpoint(kind), FORMATS[name], experts_implementation="grouped_mm")
+    loop = load(checkpoint(kind), FORMATS[name], experts_implementation="eager")
+    assert difference(logits(loop), logits(model)) < 0.02
+    ids = token_ids(1, 5)
+    made = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert made.shape == (1, 9)
+    for dtype in (torch.bfloat16, torch.float32):  # the latter through an op of Transformers
+        layer = load(
+            checkpoint(kind), FORMATS[name], dtype=dtype, experts_implementation="grouped_mm"
+        ).model.layers[0]
+        x = torch.randn(2, 5, 64, dtype=dtype)
+        torch._dynamo.reset()
+        compiled = torch.compile(layer.mlp, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            assert torch.equal(compiled(x), layer.mlp(x))
+
+
+@contextmanager
+def calls_of_grouped_ops(kind: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """For each grouped product of such weights inside: whether an op computed it."""
+    calls: list[bool] = []
+    compute = kind.grouped_linear
+
+    def record(*args: Any) -> Any:
+        y = compute(*args)
+        calls.append(y is not None)
+        return y
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "grouped_linear", record)
+        yield calls
 
 
 @pytest.mark.parametrize("kind", KINDS)

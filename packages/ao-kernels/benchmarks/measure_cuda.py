@@ -30,6 +30,7 @@ __all__ = [
     "arguments",
     "check_close",
     "count_layers",
+    "graph_times",
     "shapes",
 ]
 
@@ -66,16 +67,10 @@ def alternate(
     """Times all sides in turn for about ``seconds``, and at least ``least_rounds`` rounds, each in
     graphs and eager. ``product``: also the rate of a matrix product of that dtype (bfloat16,
     float16, float8_e4m3fn or int8), for work that the matrix units limit."""
-    for calls in sides.values():
-        for call in calls:
-            call()  # compiles, chooses algorithms
-    torch.cuda.synchronize()
     limits: Sides = {"copy": [_copy()]}
     if product is not None:
         limits["product"] = [_product(product)]
-    graphs = {name: _Graph(calls) for name, calls in {**sides, **limits}.items()}
-    times = _rounds({n: g.time for n, g in graphs.items()}, seconds, least_rounds)
-    del graphs
+    times = graph_times({**sides, **limits}, seconds=seconds, least_rounds=least_rounds)
     eager = _rounds(
         {name: partial(_time_eagerly, calls) for name, calls in sides.items()},
         seconds / 2,
@@ -86,13 +81,29 @@ def alternate(
     return Measured(times, eager, 2 * _COPY_BYTES / copy_us / 1e3, tflops)
 
 
+def graph_times(
+    sides: Sides, *, seconds: float, least_rounds: int, warm_seconds: float = _WARM_SECONDS
+) -> dict[str, Times]:
+    """Microseconds a call of every side, in graphs."""
+    for calls in sides.values():
+        for call in calls:
+            call()  # compiles, chooses algorithms
+    torch.cuda.synchronize()
+    graphs = {name: _Graph(calls) for name, calls in sides.items()}
+    replays = {name: graph.time for name, graph in graphs.items()}
+    return _rounds(replays, seconds, least_rounds, warm_seconds)
+
+
 def _rounds(
-    sides: dict[str, Callable[[], float]], seconds: float, least_rounds: int
+    sides: dict[str, Callable[[], float]],
+    seconds: float,
+    least_rounds: int,
+    warm_seconds: float = _WARM_SECONDS,
 ) -> dict[str, Times]:
     """``sides`` give microseconds; the order is drawn anew each round."""
     names, order = list(sides), random.Random(0)
     start = time.perf_counter()
-    while time.perf_counter() - start < _WARM_SECONDS:
+    while time.perf_counter() - start < warm_seconds:
         for name in names:
             sides[name]()
     samples: dict[str, list[float]] = {name: [] for name in names}

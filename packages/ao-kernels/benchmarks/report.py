@@ -46,7 +46,7 @@ class Report:
         self._common = {
             "benchmark": benchmark,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": _commit(),
+            "commit": commit(),
             "machine": machine,
             "torch": torch.__version__,
         }
@@ -100,7 +100,8 @@ def shapes(text: str) -> list[tuple[int, int]]:
     return [(int(n), int(k)) for n, k in pairs]
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of the sources, or "unknown"."""
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )

@@ -75,6 +75,16 @@ class TestOnGpu(CudaLinear):
         y = int4_linear(*on_gpu((x, codes, scale, zeros, group_size, bias)))
         assert y[:, 3].isnan().all() and not y[5].isfinite().any()
 
+    def test_leaves_many_tokens_to_the_tables(self) -> None:
+        """The first argument of the direct entry is the most tokens that it may take."""
+        from ao_kernels import _cuda
+
+        args = on_gpu(_call(40, 64, 512, 128, torch.bfloat16))
+        assert _cuda.int4_linear(39, *args) is NotImplemented
+        assert torch.equal(_cuda.int4_linear(40, *args), _cuda.int4_linear(0, *args))
+        few = (args[0][:16], *args[1:])
+        assert torch.equal(_cuda.int4_linear(1, *few), _cuda.int4_linear(0, *few))
+
 
 def test_says_why_it_does_not_take_cpu_tensors() -> None:
     args = _call(1, 8, 32, 32, torch.bfloat16)

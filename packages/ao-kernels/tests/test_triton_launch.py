@@ -286,3 +286,13 @@ def test_profilers_of_triton_see_launches() -> None:
     finally:
         hook.remove(seen.append)
     assert len(seen) >= len(list(_calls()))
+
+
+def test_forcing_a_backend_ends_what_was_chosen() -> None:
+    from ao_kernels import force
+    from ao_kernels.triton import launch
+
+    plans: Any = launch.Plans()
+    plans.keep("call", "plan")
+    force(force("reference"))
+    assert plans.get("call") is None

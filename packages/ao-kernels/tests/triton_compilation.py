@@ -26,7 +26,9 @@ _TYPES = {
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 # Modules that launch kernels for several ops.
 _SHARED = (
+    "experts",
     "float8_product",
+    "grouped_product",
     "int4_linear",
     "int8_dynamic_linear",
     "partials",

@@ -153,6 +153,11 @@ class QTensor(Tensor):
         shape."""
         raise NotImplementedError(f"{type(self).__name__} does not define requantize")
 
+    def kernel_for(self, tokens: int, bias: Tensor | None = None) -> tuple[str, str] | None:
+        """The kernel of a linear of `tokens` activations, and a warning where it is slower than
+        bfloat16, or ""; None where the format has no such kernels. Reports ask for it."""
+        return None
+
     def field_layout(self) -> Mapping[str, tuple[Dim, ...]]:
         """For each data field that is present: how it follows each dimension of the untransposed
         tensor."""

@@ -33,7 +33,8 @@ PyObject* run_weight_only(const char* op, LinearCall& call) {
   if (a.x_dtype == DType::f32) return not_implemented();
   const Device& at = *device(call.x.device);
   if ((BITS == 4 || BITS <= 0) && a.M > small::kMostTokens) {
-    if (!large::takes(a, at)) return not_implemented();
+    const int most = a.n_threads;  // tokens, 0 for any: what was measured to be faster elsewhere goes there
+    if ((most > 0 && a.M > most) || !large::takes(a, at)) return not_implemented();
     return run_on_device(op, call, large::launch);
   }
   const small::Shape shape{a.M, a.N, a.K, a.group_size, BITS > 0 ? BITS : 8, a.zero != nullptr};

@@ -9,8 +9,8 @@
 // Weights are (code - zero) * scale rounded to bf16, as dequantizing before a matrix product gives them; a scale that spans the
 // row is applied to the float32 sums instead, so that those weights are exact. weight_only_large_<int4|bytes>.cuh make them.
 //
-// A grid may start while the ones before it in the stream still run, as in weight_only_small.cuh; a chained one (chain.h) fills its
-// ring with codes meanwhile. Only asking for the codes to be brought into L2 made int8 slower (22.4 instead of 21.9 us, 32 tokens).
+// A grid may start while the ones before it in the stream still run, and fetches its first codes at once where it is chained to
+// the one in front (chain.h). Asking otherwise for them to be brought into L2 made int8 slower (22.4 instead of 21.9 us at 32 tokens).
 //
 // With SPLIT > 1 the CTAs of a cluster share a tile, each with its part of K, and add the float32 sums up through
 // distributed shared memory in the order of their ranks: bits repeat, and no workspace is needed.
@@ -182,32 +182,36 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   }
   __syncthreads();
   const int warpgroup = threadIdx.x / 128;
-  const auto load_codes = [&](int stage, int block, int n0) {
-    barrier_expect(full + 8 * stage, Tile::kStage);
-    load_box(ring + stage * Tile::kStage, &codes_map, block * stage_code_bytes(Tile::CODES), n0, full + 8 * stage);
-  };
-  const int ahead = a.chained ? min(last - first, STAGES) : 0;  // stages of codes that are asked for before the wait
-  if (threadIdx.x == 128 * kConsumers)
-    for (int i = 0; i < ahead; ++i) load_codes(i, first + i, static_cast<int>(blockIdx.x) / SPLIT / tiles_m * Tile::BN);
-  wait_for_earlier_grids();
-  let_later_grids_start();
 
   if (warpgroup == kConsumers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Tile::kProducerRegisters));
     if (threadIdx.x == 128 * kConsumers) {
-      int stage = 0, phase = 0, left = ahead;
-      for (int tile = blockIdx.x / SPLIT; tile < n_tiles; tile += gridDim.x / SPLIT) {
+      int stage = 0, phase = 0, pending = 0;
+      const auto load_codes = [&](int n0, int block) {
+        barrier_wait(empty + 8 * stage, phase ^ 1);
+        barrier_expect(full + 8 * stage, Tile::kStage);
+        load_box(ring + stage * Tile::kStage, &codes_map, block * stage_code_bytes(Tile::CODES), n0, full + 8 * stage);
+      };
+      const auto load_tokens = [&](int m0, int block, int s) {
+        const uint32_t to = ring + s * Tile::kStage + Tile::kCodes;
+        load_box(to, &x_map, block * kStageK, m0, full + 8 * s);
+        load_box(to + Tile::kHalfX, &x_map, block * kStageK + 64, m0, full + 8 * s);
+      };
+      const int first_tile = blockIdx.x / SPLIT;
+      if (a.chained) {
+        for (; pending < STAGES && first + pending < last; ++pending) {
+          load_codes(first_tile / tiles_m * Tile::BN, first + pending);
+          if (++stage == STAGES) stage = 0, phase ^= 1;
+        }
+      }
+      wait_for_earlier_grids();
+      let_later_grids_start();
+      for (int i = 0; i < pending; ++i) load_tokens(first_tile % tiles_m * Tile::BM, first + i, i);
+      for (int tile = first_tile; tile < n_tiles; tile += gridDim.x / SPLIT) {
         const int m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
-        for (int block = first; block < last; ++block) {
-          if (left) {
-            --left;
-          } else {
-            barrier_wait(empty + 8 * stage, phase ^ 1);
-            load_codes(stage, block, n0);
-          }
-          const uint32_t at = ring + stage * Tile::kStage;
-          load_box(at + Tile::kCodes, &x_map, block * kStageK, m0, full + 8 * stage);
-          load_box(at + Tile::kCodes + Tile::kHalfX, &x_map, block * kStageK + 64, m0, full + 8 * stage);
+        for (int block = tile == first_tile ? first + pending : first; block < last; ++block) {
+          load_codes(n0, block);
+          load_tokens(m0, block, stage);
           if (++stage == STAGES) stage = 0, phase ^= 1;
         }
       }
@@ -219,6 +223,7 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Tile::kConsumerRegisters));
+    wait_for_earlier_grids();
     const LargeThread thread(a, warpgroup);
     LargeConsumer<Tile, ZERO> consumer(thread);
     int stage = 0, phase = 0;

@@ -23,8 +23,8 @@ struct LargeArgs {
   int scale_stride;    // G, or 0 where all rows share the scales
   int group_size, block_n;
   DType scale_dtype, bias_dtype;
-  bool chained;        // to the grid in front, see chain.h
   bool vector_scales;  // rows of scales and zeros begin at multiples of 16 bytes
+  bool chained;        // to the grid in front: codes are fetched at once (chain.h)
 };
 
 // CODES: 4, kInt8, kE4m3 or kE5m2. SPLIT: CTAs that share a tile. CTAS: of a multiprocessor. NS: groups in 128 input

@@ -1,6 +1,6 @@
 """The compiled extension with the CUDA kernels. The ops return NotImplemented for arguments that
-they do not take as they are. Their first argument is what CPU kernels call n_threads; it is
-ignored."""
+they do not take as they are. most_tokens: int4_linear takes no more than that many, beyond the 16
+that it takes in any case; 0 for any number. The other ops ignore it."""
 
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def float8_static_linear(
     /,
 ) -> Tensor: ...
 def int4_linear(
-    n_threads: int,
+    most_tokens: int,
     x: Tensor,
     codes: Tensor,
     scale: Tensor,
@@ -69,7 +69,7 @@ def int8_dynamic_linear(
     /,
 ) -> Tensor: ...
 def int8_linear(
-    n_threads: int,
+    most_tokens: int,
     x: Tensor,
     codes: Tensor,
     scale: Tensor,
@@ -87,7 +87,7 @@ def int8_static_linear(
     /,
 ) -> Tensor: ...
 def intx_linear(
-    n_threads: int,
+    most_tokens: int,
     x: Tensor,
     codes: Tensor,
     scale: Tensor,

@@ -16,7 +16,8 @@ Where a call goes:
 * eager, plain tensors, nothing to differentiate: straight to the kernel, past the dispatcher (a
   custom op costs 6 to 11 us a call, this path about 1.5 us with the allocation of the result; see
   docs/decisions/0003-threads.md). The direct entry for CPU tensors is asked first; it refuses CUDA
-  tensors within 0.1 us, and the one for CUDA tensors is asked next;
+  tensors within 0.1 us, and the one for CUDA tensors is asked next. What neither takes goes to the
+  fastest kernel by the GPU's table (:mod:`ao_kernels.tuned`), or the first that supports it;
 * a gradient is wanted: ``torch.autograd.Function`` around the same;
 * torch.compile, export, fake tensors, tensor subclasses, dispatch modes: the custom op
   ``ao::<name>``, or, when no kernel takes the call, the reference itself, so that Inductor can
@@ -36,16 +37,21 @@ from torch import Tensor
 from torch._C import _len_torch_dispatch_stack as _n_dispatch_modes
 from torch.compiler import is_dynamo_compiling
 
+from ao_kernels import choice
+from ao_kernels.choice import Choice
+
 _BACKENDS = ("reference", "cpu", "cuda", "triton")
 _ACCELERATORS = ("cuda", "xpu")
 # The backends that an op looks for, and where they run; the first one to take a call gets it.
 _RUNS_ON = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 _PLAIN = (Tensor, torch.nn.Parameter)
+_ASK = 1  # token that a direct entry may take, beyond its few, until the tables were asked
 _LIBRARY = torch.library.Library("ao", "DEF")
 _n_threads = torch.get_num_threads
 _grad_mode = torch.is_grad_enabled
 
 OPS: dict[str, Op] = {}
+FORGET: list[Callable[[], None]] = []  # drops what direct entries know of calls chosen for them
 _forced: str | None = None
 
 
@@ -62,7 +68,10 @@ class Kernel:
     ``run(*args)`` may assume that it does, that ``check`` passed, and that all tensors are plain
     and on one of ``devices``. ``direct(n_threads, *args)``, where there is one, is tried first in
     eager mode: it does the work of ``supports`` and ``run`` in one call and gives NotImplemented
-    when it does not take the arguments as they are. Kernels of GPUs ignore ``n_threads``.
+    when it does not take the arguments as they are.
+
+    On GPUs the first argument is the most tokens that it may take, 0 for any; tables rule above. It
+    takes up to ``few`` in any case; without ``few`` only what the kernel was chosen for before.
     """
 
     name: str
@@ -71,13 +80,19 @@ class Kernel:
     supports: Callable[..., str | None]
     run: Callable[..., Any]
     direct: Callable[..., Any] | None = None
+    few: int = 0
 
 
 class Op:
     """A callable op; see the module docstring. Built by :func:`op`, listed in :data:`OPS`."""
 
     def __init__(
-        self, reference: Callable[..., Any], *, schema: str, tensors: tuple[str, ...]
+        self,
+        reference: Callable[..., Any],
+        *,
+        schema: str,
+        tensors: tuple[str, ...],
+        inline: bool = True,
     ) -> None:
         self.name = reference.__name__
         self.__name__ = self.name
@@ -87,6 +102,7 @@ class Op:
         self.reference = reference
         self.schema = torch._C.parse_schema(f"ao::{self.name}{schema}")
         self.kernels: list[Kernel] = []
+        self._inline = inline
         self._parameters = [argument.name for argument in self.schema.arguments]
         self._defaults = [
             (argument.default_value,) if argument.has_default_value() else None
@@ -101,6 +117,7 @@ class Op:
         self._direct: Callable[..., Any] = _refuses  # of CPU tensors; _device_direct has all
         self._cuda_direct: Callable[..., Any] = _refuses
         self._device_direct: dict[str, Callable[..., Any]] = {}
+        self._most_tokens = _ASK  # what direct entries of GPUs are told
         self._loaded: set[str] = set()
         _LIBRARY.define(f"{self.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         self.overload = getattr(torch.ops.ao, self.name).default
@@ -172,18 +189,18 @@ class Op:
         device: str | tuple[str, ...],
         supports: Callable[..., str | None],
         direct: Callable[..., Any] | None = None,
+        few: int = 0,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that adds a kernel; ``name`` is its backend ("cpu", "cuda", "triton") or
         "<backend>:<variant>".
 
-        Kernels of one device are tried in the order in which they were added.
+        Kernels of one device are tried in this order where no table says which is the fastest.
         """
 
         def add(run: Callable[..., Any]) -> Callable[..., Any]:
             devices = (device,) if isinstance(device, str) else device
-            self.kernels.append(
-                Kernel(name, name.partition(":")[0], devices, supports, run, direct)
-            )
+            backend = name.partition(":")[0]
+            self.kernels.append(Kernel(name, backend, devices, supports, run, direct, few))
             self._choose_direct()
             return run
 
@@ -203,15 +220,16 @@ class Op:
             y = self._direct(_n_threads(), x, *args)
             if y is not NotImplemented:
                 return y
-            y = self._cuda_direct(0, x, *args)
+            y = self._cuda_direct(self._most_tokens, x, *args)
             if y is not NotImplemented:
                 return y
         return self._general(self._bind((x, *args), kwargs))
 
     def why_not(self, *args: Any, **kwargs: Any) -> dict[str, str]:
-        """Why each kernel does not take this call, by kernel name; kernels that take it are absent.
+        """Why each kernel does not take this call, by kernel name.
 
-        Empty values never appear: ``{}`` means that every kernel takes the call.
+        Absent are the one that takes it and those that could and were not measured to be slower. An
+        entry "bf16" says that an unquantized layer would be faster.
         """
         bound = self._bind(args, kwargs)
         self._check(*bound)
@@ -219,14 +237,23 @@ class Op:
         self._load(device)
         reasons = {}
         for backend in _RUNS_ON:
-            missing = self._missing(backend, device)
-            if missing:
+            if missing := self._missing(backend, device):
                 reasons[backend] = missing
         for kernel in self.kernels:
-            reason = self._refusal(kernel, device, bound)
-            if reason:
+            if reason := self._refusal(kernel, device, bound):
                 reasons[kernel.name] = reason
+        if _forced is None:
+            able = [kernel for kernel in self.kernels if kernel.name not in reasons]
+            chosen = self._select(bound)
+            reasons.update(choice.slower(self.name, self._parameters, chosen, able, bound))
         return reasons
+
+    def choice(self, *args: Any, **kwargs: Any) -> Choice:
+        """The kernel that takes this call, and where an unquantized layer would be faster."""
+        bound = self._bind(args, kwargs)
+        self._check(*bound)
+        self._load(_device_of(bound))
+        return choice.choice(self.name, self._parameters, self._select(bound), bound)
 
     def _wants_grad(self, x: Tensor, args: tuple[Any, ...]) -> bool:
         if x.requires_grad:
@@ -284,7 +311,7 @@ class Op:
         for kernel in reversed(self.kernels):  # the last one asks for the least: fewer guards
             if self._refusal(kernel, device, args) is None:
                 return self.overload(*args)
-        if self._select(args) is None:  # raises where one was forced
+        if self._inline and self._select(args) is None:  # raises where one was forced
             self._check(*args)
             return self.reference(*args)
         return self.overload(*args)
@@ -298,7 +325,7 @@ class Op:
         self._load(device)
         direct = self._device_direct.get(device)
         if direct is not None:
-            y = direct(_n_threads(), *args)
+            y = direct(self._most_tokens if device == "cuda" else _n_threads(), *args)
             if y is not NotImplemented:
                 return y
         self._check(*args)
@@ -309,9 +336,16 @@ class Op:
 
     def _select(self, args: tuple[Any, ...]) -> Kernel | None:
         device = _device_of(args)
+        able = []
         for kernel in self.kernels:
             if self._refusal(kernel, device, args) is None:
-                return kernel
+                if device == "cpu" or _forced is not None:
+                    return kernel
+                able.append(kernel)
+        if able:
+            if self._most_tokens == _ASK:
+                self._most_tokens = choice.most_tokens(self.name, self.kernels)
+            return choice.fastest(self.name, self._parameters, able, self._most_tokens, args)
         if _forced is not None and _forced != "reference":
             raise RuntimeError(
                 f"AO_KERNELS={_forced} is set, and no {_forced} kernel of {self.name} takes this "
@@ -354,14 +388,14 @@ class Op:
     def _choose_direct(self) -> None:
         """Recomputes the direct entries after a kernel was added or forced."""
         self._device_direct.clear()
+        self._most_tokens = _ASK if _forced is None else 0
         for kernel in self.kernels:
             if kernel.direct is None or _forced not in (None, kernel.backend):
                 continue
             for device in kernel.devices:
                 first = self._device_direct.get(device)
-                self._device_direct[device] = (
-                    kernel.direct if first is None else _one_of(first, kernel.direct)
-                )
+                both = kernel.direct if first is None else _one_of(first, kernel.direct)
+                self._device_direct[device] = both
         self._direct = self._device_direct.get("cpu", _refuses)
         self._cuda_direct = self._device_direct.get("cuda", _refuses)
 
@@ -379,13 +413,16 @@ def _one_of(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[.
 _UNAVAILABLE: dict[str, str] = {}
 
 
-def op(schema: str, *, tensors: tuple[str, ...]) -> Callable[[Callable[..., Any]], Op]:
+def op(
+    schema: str, *, tensors: tuple[str, ...], inline: bool = True
+) -> Callable[[Callable[..., Any]], Op]:
     """Decorator that makes an :class:`Op` of a reference function.
 
     ``schema`` is the part of the torch.library schema after the name; ``tensors`` names the
-    arguments that can be differentiated.
+    arguments that can be differentiated. ``inline``: compilers may see the reference where no
+    kernel takes a call; False where it needs values of tensors.
     """
-    return lambda reference: Op(reference, schema=schema, tensors=tensors)
+    return lambda reference: Op(reference, schema=schema, tensors=tensors, inline=inline)
 
 
 def force(backend: str | None) -> str | None:
@@ -400,6 +437,8 @@ def force(backend: str | None) -> str | None:
     previous, _forced = _forced, backend
     for each in OPS.values():
         each._choose_direct()
+    for forget in FORGET:
+        forget()
     return previous
 
 

@@ -2,6 +2,9 @@
 
 Letters: T tokens, E experts, N output features, K input features. Which rows meet which expert is
 known only when it runs, so a compiled graph holds the whole product as one node.
+
+Formats with a grouped kernel compute all experts at once (``ScaledWeight.grouped_linear``); this is
+the way of all others, and of gradients that meet the untransposed weight: expert by expert.
 """
 
 import json
@@ -21,7 +24,7 @@ __all__ = ["grouped_product"]
 def grouped_product(x_TK: Tensor, w_EKN: "ScaledWeight", offs: Tensor) -> Tensor:
     """(T, K) x (E, K, N) -> (T, N): rows offs[e-1] to offs[e] meet expert e.
 
-    offs  (E,) int32 or int64, ascending; rows from offs[-1] on are left as they are in memory
+    offs  (E,) int32 or int64, ascending; rows from offs[-1] on are zeros
     """
     if type(offs) is Tensor:
         return _grouped(x_TK, w_EKN, offs)
@@ -30,7 +33,7 @@ def grouped_product(x_TK: Tensor, w_EKN: "ScaledWeight", offs: Tensor) -> Tensor
 
 
 def _grouped(x: Tensor, w: QTensor, offs: Tensor) -> Tensor:
-    y = x.new_empty(x.shape[0], w.shape[-1])
+    y = x.new_zeros(x.shape[0], w.shape[-1])
     start = 0
     for expert, stop in enumerate(offs.tolist()):
         if stop > start:

@@ -17,8 +17,10 @@ from ao_core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerRow
 from ao_core.tensor import Dim, register_tensor
 from ao_core.transform import register_handler
 from ao_kernels.ops import (
+    float8_dynamic_grouped_linear,
     float8_dynamic_linear,
     float8_embedding,
+    float8_grouped_linear,
     float8_linear,
     float8_static_linear,
 )
@@ -257,11 +259,20 @@ class Float8Tensor(ScaledWeight):
         activation = self.activation.removeprefix("float8_")
         return float8_dynamic_linear(x, self.codes, self.scale, *blocks, activation, bias)
 
+    def grouped_linear(self, x: Tensor, offsets: Tensor) -> Tensor | None:
+        weight = (self.codes, self.scale, *self._blocks())
+        if self.activation is None:
+            return float8_grouped_linear(x, *weight, offsets, None)
+        if self.x_scale is not None:
+            return None
+        activation = self.activation.removeprefix("float8_")
+        return float8_dynamic_grouped_linear(x, *weight, activation, offsets, None)
+
     def rows(self, indices: Tensor) -> Tensor:
         return float8_embedding(indices, self.codes, self.scale, *self._blocks(), self.dtype)
 
     def _blocks(self) -> tuple[int, int]:
-        n_rows, length = self.codes.shape
+        n_rows, length = self.codes.shape[-2:]
         return self.block_rows or max(n_rows, 1), self.group_size or max(length, 1)
 
     def describe(self) -> str:

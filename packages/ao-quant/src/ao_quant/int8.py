@@ -14,8 +14,10 @@ from ao_core.granularity import Granularity, PerAxis, PerGroup, PerRow, PerTenso
 from ao_core.tensor import register_tensor
 from ao_core.transform import register_handler
 from ao_kernels.ops import (
+    int8_dynamic_grouped_linear,
     int8_dynamic_linear,
     int8_embedding,
+    int8_grouped_linear,
     int8_linear,
     int8_static_linear,
 )
@@ -176,6 +178,13 @@ class Int8Tensor(ScaledWeight):
         if self.x_scale is not None:
             return int8_static_linear(x, self.codes, self.scale, self.x_scale, bias)
         return int8_dynamic_linear(x, self.codes, self.scale, bias)
+
+    def grouped_linear(self, x: Tensor, offsets: Tensor) -> Tensor | None:
+        if self.activation is None:
+            return int8_grouped_linear(x, self.codes, self.scale, self.group_size, offsets, None)
+        if self.x_scale is not None:
+            return None
+        return int8_dynamic_grouped_linear(x, self.codes, self.scale, offsets, None)
 
     def rows(self, indices: Tensor) -> Tensor:
         return int8_embedding(indices, self.codes, self.scale, self.group_size, self.dtype)

@@ -18,11 +18,14 @@ from ao_core.packing import pack, unpack
 from ao_core.tensor import register_tensor
 from ao_core.transform import register_handler
 from ao_kernels.ops import (
+    float8_int4_grouped_linear,
     float8_int4_linear,
+    int4_grouped_linear,
     int4_linear,
     int8_dynamic_int4_linear,
     int8_dynamic_intx_linear,
     intx_embedding,
+    intx_grouped_linear,
     intx_linear,
 )
 
@@ -226,6 +229,16 @@ class IntxTensor(ScaledWeight):
         return int8_dynamic_intx_linear(
             x, self.codes, self.scale, self.zero, self.bits, self.group_size, bias
         )
+
+    def grouped_linear(self, x: Tensor, offsets: Tensor) -> Tensor | None:
+        fields = (self.codes, self.scale, self.zero)
+        if self.activation == "float8_row":
+            return float8_int4_grouped_linear(x, *fields, self.group_size, offsets, None)
+        if self.activation is not None:
+            return None
+        if self.bits == 4:
+            return int4_grouped_linear(x, *fields, self.group_size, offsets, None)
+        return intx_grouped_linear(x, *fields, self.bits, self.group_size, offsets, None)
 
     def rows(self, indices: Tensor) -> Tensor:
         return intx_embedding(

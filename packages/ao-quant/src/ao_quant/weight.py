@@ -16,6 +16,7 @@ from ao_core.config import AOBaseConfig
 from ao_core.errors import ConfigError, UnsupportedOpError
 from ao_core.granularity import Granularity, PerAxis, PerBlock, PerGroup
 from ao_core.tensor import Dim, QTensor
+from ao_kernels.choice import Asked
 
 from .experts import grouped_product
 
@@ -60,6 +61,11 @@ class ScaledWeight(QTensor):
         """x (..., K) -> (..., N) with the kernel of this format; self is a plain (N, K) weight."""
         raise NotImplementedError
 
+    def grouped_linear(self, x: Tensor, offsets: Tensor) -> Tensor | None:
+        """x (T, K), sorted by expert -> (T, N) with the grouped op of this format, or None without
+        one. self has the fields of (E, N, K), transposed or not; offsets (E,) int32."""
+        return None
+
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of a plain (N, K) weight: (...,) -> (..., K) in the weight's dtype."""
         raise NotImplementedError
@@ -88,6 +94,18 @@ class ScaledWeight(QTensor):
         if "x_scale" in dims:
             dims["x_scale"] = (None,) * self.codes.dim()
         return dims
+
+    def kernel_for(self, tokens: int, bias: Tensor | None = None) -> tuple[str, str] | None:
+        w = self.flat()
+        if w.transposed or w.dim() not in (2, 3) or not w.numel():
+            return None
+        one = w if w.dim() == 2 else w[0]
+        assert isinstance(one, ScaledWeight)
+        x = torch.empty(tokens, w.shape[-1], dtype=w.dtype, device=w.device)
+        with torch.no_grad(), Asked() as asked:
+            one.linear(x, bias if w.dim() == 2 else None)
+        (choice,) = asked.choices
+        return choice.kernel, choice.warning
 
     def flat(self) -> "ScaledWeight":
         """The same weight without the trailing dimensions of a convolution."""
@@ -247,13 +265,34 @@ def _bmm(a: Any, b: Any) -> Tensor:
     if not isinstance(b, QTensor):
         return _bmm(b.transpose(-2, -1), a.transpose(-2, -1)).transpose(-2, -1)
     _needs(b, "a batched product")
-    if not b.shape[0]:
-        return a.new_empty(0, a.shape[1], b.shape[2])
+    experts, rows, K = a.shape
+    if not experts or not rows:
+        return a.new_empty(experts, rows, b.shape[2])
+    # Groups of equal sizes: one launch, where the format has a grouped op.
+    ends = torch.arange(1, experts + 1, dtype=torch.int32, device=a.device) * rows
+    y = _grouped_linear(a.reshape(experts * rows, K), b, ends, None)
+    if y is not None:
+        return y.reshape(experts, rows, b.shape[2])
     return torch.stack([_mm(a[e], b[e]) for e in range(b.shape[0])])
 
 
-@ScaledWeight.implements(aten._grouped_mm.default)
+@ScaledWeight.implements(torch._grouped_mm)
 def _grouped_mm(
+    a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> Tensor:
+    """What F.grouped_mm calls: formats with a grouped kernel need no more of torch's dispatch."""
+    y = None
+    if offs is not None and isinstance(b, ScaledWeight):
+        y = _grouped_linear(a, b, offs, bias)
+    if y is None:
+        with torch._C.DisableTorchFunctionSubclass():
+            return torch._grouped_mm(a, b, offs, bias, out_dtype)
+    return y if out_dtype is None else y.to(out_dtype)
+
+
+# Transformers calls an op of its own when it compiles experts that are not bfloat16.
+@ScaledWeight.implements(aten._grouped_mm.default, "transformers.grouped_mm_fallback.default")
+def _aten_grouped_mm(
     a: Tensor, b: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> Tensor:
     """(T, K) x (E, K, N), tokens sorted by expert: rows offs[e-1] to offs[e] meet expert e."""
@@ -263,8 +302,18 @@ def _grouped_mm(
             "a grouped product with a quantized weight takes 2-D tokens sorted by expert, offs, "
             "and no bias"
         )
-    y = grouped_product(a, b, offs)
+    y = _grouped_linear(a, b, offs, bias)
+    if y is None:
+        y = grouped_product(a, b, offs)
     return y if out_dtype is None else y.to(out_dtype)
+
+
+def _grouped_linear(a: Tensor, b: Any, offs: Tensor, bias: Any) -> Tensor | None:
+    """The grouped product by the kernel of the format, or None."""
+    if not b.transposed or b.dim() != 3 or a.dim() != 2 or bias is not None:
+        return None
+    y: Tensor | None = b.grouped_linear(a, offs.to(torch.int32))
+    return y
 
 
 @ScaledWeight.implements(F.embedding)

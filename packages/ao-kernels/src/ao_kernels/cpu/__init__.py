@@ -5,13 +5,17 @@ extension is loaded, or by the environment variable AO_KERNELS_ISA=generic|avx2|
 """
 
 KERNELS = (
+    "int4_grouped_linear",
     "int4_linear",
+    "int8_dynamic_grouped_linear",
     "int8_dynamic_int4_linear",
     "int8_dynamic_intx_linear",
     "int8_dynamic_linear",
     "int8_embedding",
+    "int8_grouped_linear",
     "int8_linear",
     "intx_embedding",
+    "intx_grouped_linear",
     "intx_linear",
 )
 

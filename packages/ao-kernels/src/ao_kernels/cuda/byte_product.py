@@ -8,6 +8,7 @@ from torch import Tensor
 from ao_kernels import _cuda
 from ao_kernels.cuda.weight import common_refusal, tokens_of
 
+ANY = 1 << 31  # number of tokens
 FLOAT8_TOKENS = 128  # kLibraryTokens in byte_product.h
 _LONGEST = 32768  # kMostColumns in quantize_tokens.h
 _MOST_TOGETHER = 1 << 17  # kMostTogether there

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
-from ao_kernels.cuda.byte_product import float8_refusal
+from ao_kernels.cuda.byte_product import ANY, float8_refusal
 from ao_kernels.cuda.weight import aligned
 from ao_kernels.ops.float8_dynamic_linear import float8_dynamic_linear
 
 
 @float8_dynamic_linear.kernel(
-    "cuda", device="cuda", supports=float8_refusal, direct=_cuda.float8_dynamic_linear
+    "cuda", device="cuda", supports=float8_refusal, direct=_cuda.float8_dynamic_linear, few=ANY
 )
 def _run(
     x: Tensor,

@@ -21,7 +21,9 @@ def _supports(
     return check(x, codes, scale, None, block_k, bias, "block_k")
 
 
-@float8_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.float8_linear)
+@float8_linear.kernel(
+    "cuda", device="cuda", supports=_supports, direct=_cuda.float8_linear, few=FEW_TOKENS
+)
 def _run(
     x: Tensor, codes: Tensor, scale: Tensor, block_n: int, block_k: int, bias: Tensor | None
 ) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
-from ao_kernels.cuda.byte_product import float8_refusal
+from ao_kernels.cuda.byte_product import ANY, float8_refusal
 from ao_kernels.cuda.weight import aligned
 from ao_kernels.ops.float8_static_linear import float8_static_linear
 
@@ -25,7 +25,7 @@ def _supports(
 
 
 @float8_static_linear.kernel(
-    "cuda", device="cuda", supports=_supports, direct=_cuda.float8_static_linear
+    "cuda", device="cuda", supports=_supports, direct=_cuda.float8_static_linear, few=ANY
 )
 def _run(
     x: Tensor,

@@ -22,7 +22,9 @@ def _supports(
     return (refusal if few else many_tokens_refusal)(x, codes, scale, zero, group_size, bias)
 
 
-@int4_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.int4_linear)
+@int4_linear.kernel(
+    "cuda", device="cuda", supports=_supports, direct=_cuda.int4_linear, few=FEW_TOKENS
+)
 def _run(
     x: Tensor,
     codes: Tensor,

@@ -21,7 +21,9 @@ def _supports(
     return (refusal if few else many_tokens_refusal)(x, codes, scale, None, group_size, bias)
 
 
-@int8_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.int8_linear)
+@int8_linear.kernel(
+    "cuda", device="cuda", supports=_supports, direct=_cuda.int8_linear, few=FEW_TOKENS
+)
 def _run(
     x: Tensor,
     codes: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
-from ao_kernels.cuda.byte_product import refusal
+from ao_kernels.cuda.byte_product import ANY, refusal
 from ao_kernels.cuda.weight import aligned
 from ao_kernels.ops.int8_static_linear import int8_static_linear
 
@@ -19,7 +19,7 @@ def _supports(
 
 
 @int8_static_linear.kernel(
-    "cuda", device="cuda", supports=_supports, direct=_cuda.int8_static_linear
+    "cuda", device="cuda", supports=_supports, direct=_cuda.int8_static_linear, few=ANY
 )
 def _run(x: Tensor, codes: Tensor, scale: Tensor, x_scale: Tensor, bias: Tensor | None) -> Tensor:
     y = _cuda.int8_static_linear(

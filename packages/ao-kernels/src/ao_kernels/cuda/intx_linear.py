@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda
 from ao_kernels.cuda import dequantized
-from ao_kernels.cuda.weight import aligned, refusal
+from ao_kernels.cuda.weight import FEW_TOKENS, aligned, refusal
 from ao_kernels.ops.intx_linear import intx_linear
 
 
@@ -22,7 +22,9 @@ def _supports(
     return refusal(x, codes, scale, zero, group_size, bias)
 
 
-@intx_linear.kernel("cuda", device="cuda", supports=_supports, direct=_cuda.intx_linear)
+@intx_linear.kernel(
+    "cuda", device="cuda", supports=_supports, direct=_cuda.intx_linear, few=FEW_TOKENS
+)
 def _run(
     x: Tensor,
     codes: Tensor,

@@ -1,37 +1,51 @@
 """The ops, one module each; below the public functions only plain tensors travel."""
 
+from ao_kernels.ops.float8_dynamic_grouped_linear import float8_dynamic_grouped_linear
 from ao_kernels.ops.float8_dynamic_linear import float8_dynamic_linear
 from ao_kernels.ops.float8_embedding import float8_embedding
+from ao_kernels.ops.float8_grouped_linear import float8_grouped_linear
+from ao_kernels.ops.float8_int4_grouped_linear import float8_int4_grouped_linear
 from ao_kernels.ops.float8_int4_linear import float8_int4_linear
 from ao_kernels.ops.float8_linear import float8_linear
 from ao_kernels.ops.float8_static_linear import float8_static_linear
+from ao_kernels.ops.int4_grouped_linear import int4_grouped_linear
 from ao_kernels.ops.int4_linear import int4_linear
+from ao_kernels.ops.int8_dynamic_grouped_linear import int8_dynamic_grouped_linear
 from ao_kernels.ops.int8_dynamic_int4_linear import int8_dynamic_int4_linear
 from ao_kernels.ops.int8_dynamic_intx_linear import int8_dynamic_intx_linear
 from ao_kernels.ops.int8_dynamic_linear import int8_dynamic_linear
 from ao_kernels.ops.int8_embedding import int8_embedding
+from ao_kernels.ops.int8_grouped_linear import int8_grouped_linear
 from ao_kernels.ops.int8_linear import int8_linear
 from ao_kernels.ops.int8_static_linear import int8_static_linear
 from ao_kernels.ops.intx_embedding import intx_embedding
+from ao_kernels.ops.intx_grouped_linear import intx_grouped_linear
 from ao_kernels.ops.intx_linear import intx_linear
 from ao_kernels.ops.quantize_block import quantize_block
 from ao_kernels.ops.quantize_rowwise import quantize_rowwise
 from ao_kernels.ops.quantize_tensorwise import quantize_tensorwise
 
 __all__ = [
+    "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
     "float8_embedding",
+    "float8_grouped_linear",
+    "float8_int4_grouped_linear",
     "float8_int4_linear",
     "float8_linear",
     "float8_static_linear",
+    "int4_grouped_linear",
     "int4_linear",
+    "int8_dynamic_grouped_linear",
     "int8_dynamic_int4_linear",
     "int8_dynamic_intx_linear",
     "int8_dynamic_linear",
     "int8_embedding",
+    "int8_grouped_linear",
     "int8_linear",
     "int8_static_linear",
     "intx_embedding",
+    "intx_grouped_linear",
     "intx_linear",
     "quantize_block",
     "quantize_rowwise",

@@ -50,10 +50,10 @@ def float8_dynamic_linear(
         bias: (N,) of a floating dtype, or None.
 
     Returns:
-        (..., N) in the dtype of x. Sums have at least float32's precision, but for bfloat16
-        or float16 and e4m3 on GPUs that multiply float8: about 14 bits for up to 128 products of
-        codes, then float32 (docs/numerics.md). NaN or inf give NaN for their token, and
-        with activation "tensor" for all tokens.
+        (..., N) in the dtype of x. Sums have at least float32's precision, but for bfloat16 or
+        float16 and e4m3 on GPUs that multiply float8: about 14 bits for up to 128 products of codes
+        (4096 with many tokens), then float32 (docs/numerics.md). NaN or inf give NaN for their
+        token, and with activation "tensor" for all tokens.
 
     Raises:
         TypeError, ValueError: arguments that do not fit together.

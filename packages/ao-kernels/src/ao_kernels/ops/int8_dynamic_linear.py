@@ -37,7 +37,8 @@ def int8_dynamic_linear(
         bias: (N,) of a floating dtype, or None.
 
     Returns:
-        (..., N) in the dtype of x. Products of codes are summed exactly. A token that holds NaN or
+        (..., N) in the dtype of x. Products of codes are summed exactly; few tokens on CPUs with
+        AVX-512 take those of codes + 128, with the rounding of float32. A token that holds NaN or
         inf gives NaN.
 
     Raises:

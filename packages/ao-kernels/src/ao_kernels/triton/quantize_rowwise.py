@@ -61,6 +61,7 @@ def _quantize_static_rows(
     K,
     padded,
     x_stride,
+    given_stride,
     HIGH: tl.constexpr,
     MANTISSA: tl.constexpr,
     BIAS: tl.constexpr,
@@ -71,7 +72,7 @@ def _quantize_static_rows(
     m = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     row = x + m * x_stride
-    step = tl.load(given)
+    step = tl.load(given + m * given_stride)
     peaks = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, padded, BLOCK):
         loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)
@@ -83,15 +84,17 @@ def _quantize_static_rows(
     tl.store(scale + m, tl.where(finite, step, float("nan")))
 
 
-def static_launch(x_MK: Tensor, dtype: torch.dtype, *, padded: int | None = None) -> launch.Launch:
-    """Like :func:`row_launch`, and a given scale (one element) that all rows have; the scale of a
-    row that holds NaN or inf becomes NaN."""
+def static_launch(
+    x_MK: Tensor, dtype: torch.dtype, *, padded: int | None = None, each: bool = False
+) -> launch.Launch:
+    """Like :func:`row_launch`, and given scales: one that all rows have or, with ``each``, one a
+    row, which may be the same tensor as scale. That of a row with NaN or inf becomes NaN."""
     M, K = x_MK.shape
     block = min(_PIECE, max(128, triton.next_power_of_2(padded or K)))
     return launch.Launch(
         _quantize_static_rows,
         (M,),
-        (K, padded or K, x_MK.stride(0)),
+        (K, padded or K, x_MK.stride(0), 1 if each else 0),
         {**codes.constants(dtype, x_MK.device), "BLOCK": block},
         options(block),
         x_MK.device,

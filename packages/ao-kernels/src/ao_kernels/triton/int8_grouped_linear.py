@@ -1,0 +1,16 @@
+"""int8 weight-only linear of experts in Triton."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ao_kernels.ops.int8_grouped_linear import int8_grouped_linear
+from ao_kernels.triton import experts
+from ao_kernels.triton.grouped_product import Weight
+
+
+def _weight(codes: Tensor, scale: Tensor, group_size: int) -> tuple[Weight, str | None]:
+    return Weight(codes, scale, None, 0, 1, group_size), None
+
+
+_run = experts.register(int8_grouped_linear, _weight)

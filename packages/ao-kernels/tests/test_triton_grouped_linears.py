@@ -1,0 +1,192 @@
+"""The grouped linears in Triton: interpreted at small sizes, compiled for absent GPUs, and on a
+GPU."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from gpu_contract import OnGpu
+from grouped_contract import (
+    LARGE,
+    Float8,
+    Float8Dynamic,
+    Float8Int4,
+    Grouped,
+    Int4,
+    Int8,
+    Int8Dynamic,
+    Intx,
+)
+from torch import Tensor
+from triton_compilation import ARCHITECTURES, compiled_launches
+from triton_contract import Interpreted
+
+from ao_core.testing.op_contract import Sample
+
+
+@pytest.mark.interpreted
+class TestInt4(Int4, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestIntx(Intx, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestInt8(Int8, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestInt8Dynamic(Int8Dynamic, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestFloat8(Float8, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestFloat8Dynamic(Float8Dynamic, Grouped, Interpreted):
+    pass
+
+
+@pytest.mark.interpreted
+class TestFloat8Int4(Float8Int4, Grouped, Interpreted):
+    pass
+
+
+class GroupedOnGpu(Grouped, OnGpu):
+    """A grouped op on a GPU: what CUDA graphs replay with other offsets, too."""
+
+    backend, forced = "triton", True
+    calls: Any
+
+    def cpu_samples(self, dtype: torch.dtype) -> Iterator[Sample]:
+        yield from self.calls(dtype)
+
+    def large(self, dtype: torch.dtype) -> Iterator[Sample]:
+        yield from self.calls(dtype, LARGE)
+
+    def test_graphs_replay_on_new_offsets(self) -> None:
+        x, *weight, offsets, bias = self._first(torch.bfloat16)
+        fixed = offsets.clone()
+        self.op(x, *weight, fixed, bias)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = self.op(x, *weight, fixed, bias)
+        for ends in ([5, 5, 5], [0, 0, 5], [1, 2, 2], [0, 0, 0], [2, 2, 5]):
+            fixed.copy_(torch.tensor(ends, dtype=torch.int32))
+            graph.replay()
+            assert torch.equal(y, self.op(x, *weight, fixed.clone(), bias)), ends
+
+
+@pytest.mark.gpu
+class TestInt4OnGpu(Int4, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestIntxOnGpu(Intx, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestInt8OnGpu(Int8, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestInt8DynamicOnGpu(Int8Dynamic, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestFloat8OnGpu(Float8, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.gpu
+class TestFloat8DynamicOnGpu(Float8Dynamic, GroupedOnGpu):
+    device = "cuda"
+
+    def bound(self, args: tuple[Any, ...], expected: Tensor) -> Tensor:
+        bound = super().bound(args, expected)
+        x, codes = args[:2]
+        many = x.shape[0] > 64 * min(x.shape[0], codes.shape[0])
+        if many and x.dtype != torch.float32 and codes.dtype == torch.float8_e4m3fn:
+            bound += 2.0**-10 * self.magnitude(args)
+        return bound
+
+
+@pytest.mark.gpu
+class TestFloat8Int4OnGpu(Float8Int4, GroupedOnGpu):
+    device = "cuda"
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", [Int4, Intx, Int8, Int8Dynamic, Float8, Float8Dynamic, Float8Int4])
+def test_compiles_for(case: Any, architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few, some and many tokens an expert; even and odd sizes; every activation dtype."""
+    sizes = [([1, 0, 2], 512, 1024, 128), ([40, 60], 512, 1024, 128), ([900, 2], 512, 1024, 128)]
+    sizes += [([1, 0, 2], 99, 500, 40), ([200], 99, 500, 40)]
+    calls = []
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        found = case()
+        shapes = [(rows, 0, *others) for rows, *others in sizes]
+        calls += [sample.args for sample in found.calls(dtype, shapes)]
+    launches = list(compiled_launches(found.op.name, calls, architecture, monkeypatch))
+    products = [launch for launch in launches if launch.name == "_grouped_product"]
+    assert len(products) >= 10
+    if case is Float8Dynamic:
+        assert any("e4m3.e4m3" in each.ptx for each in products) == (architecture >= 89)
+    if case is Int8Dynamic:
+        assert all("s32.s8.s8" in each.ptx for each in products)
+    for launch in launches:
+        assert launch.shared_bytes <= 99 << 10, f"{launch.name} fits no consumer GPU"
+
+
+def _shared_scales(device: str) -> None:
+    """More tokens of an expert than are read at once; none; NaN; and tokens of no expert."""
+    from ao_kernels.triton.experts import _share_scales
+
+    ends = [3, 2203, 2203, 3300, 3302]
+    scale = torch.rand(3305, generator=torch.Generator().manual_seed(0))
+    scale[3000] = torch.nan
+    expected, start = scale.clone(), 0
+    for end in ends:
+        if end > start:
+            expected[start:end] = scale[start:end].max()  # NaN where one is
+        start = end
+    found, offsets = scale.to(device), torch.tensor(ends, dtype=torch.int32, device=device)
+    _share_scales[(len(ends),)](found, offsets, len(scale), BLOCK=1024)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.interpreted
+def test_tokens_of_an_expert_share_the_largest_scale() -> None:
+    _shared_scales("cpu")
+
+
+@pytest.mark.gpu
+def test_tokens_of_an_expert_share_the_largest_scale_on_a_gpu() -> None:
+    _shared_scales("cuda")
+
+
+@pytest.mark.triton
+def test_the_grid_is_as_large_as_the_worst_offsets_need() -> None:
+    from ao_kernels.triton.grouped_product import most_tiles
+
+    for T, E, block_m in itertools.product(range(1, 10), range(1, 4), range(1, 5)):
+        needed = [
+            sum(-(-rows // block_m) for rows in (*sizes, T - sum(sizes)))
+            for sizes in itertools.product(range(T + 1), repeat=E)
+            if sum(sizes) <= T
+        ]
+        assert most_tiles(T, E, block_m) == max(needed), (T, E, block_m)
