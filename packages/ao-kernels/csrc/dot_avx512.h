@@ -111,22 +111,32 @@ inline __m512 reduce_rows(const float* rows, int64_t stride) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(r[0], r[1], 0x88), _mm512_shuffle_f32x4(r[0], r[1], 0xdd));
 }
 
-// One chunk of R rows, row_bytes apart, times V vectors.
+// The end of a row: the bytes and the groups of the last chunk that exist.
+struct Tail {
+  ChunkMask bytes;
+  __mmask16 groups;
+};
+
+// One chunk of R rows, row_bytes apart, times V vectors. Without Full, groups that do not exist have scale 0: what follows
+// in memory, scales of the next row perhaps, may be NaN.
 template <int B, int V, int R, bool Whole, bool Full>
-[[gnu::always_inline]] inline void dot_chunk(const uint8_t* codes, int64_t row_bytes, ChunkMask mask,
+[[gnu::always_inline]] inline void dot_chunk(const uint8_t* codes, int64_t row_bytes, Tail tail,
                                              const uint16_t* x, const float* scales, int64_t pitch,
                                              const int32_t* lanes, __m512 sums[R][V]) {
   __m512i w[R][4];
-  for (int r = 0; r < R; ++r) Codes<B>::template unpack<Full>(codes + r * row_bytes, mask, w[r]);
+  for (int r = 0; r < R; ++r) Codes<B>::template unpack<Full>(codes + r * row_bytes, tail.bytes, w[r]);
   constexpr int steps = Whole ? 4 : unit_steps<B>;
   // Sums of a unit stay in registers beside the codes and the sums of the row: half of the tokens at a time if they are many.
   constexpr int H = R * V > 8 ? V / 2 : V;
   for (int u = 0; u < 4; u += steps) {
     __m512 scale[R];
-    for (int r = 0; r < R; ++r)
-      scale[r] = Whole ? _mm512_set1_ps(scales[r * pitch])
+    for (int r = 0; r < R; ++r) {
+      const float* const of_row = scales + r * pitch;
+      scale[r] = Whole ? _mm512_set1_ps(*of_row)
                        : _mm512_permutexvar_ps(_mm512_loadu_si512(lanes + 16 * (u / steps)),
-                                               _mm512_loadu_ps(scales + r * pitch));
+                                               Full ? _mm512_loadu_ps(of_row)
+                                                    : _mm512_maskz_loadu_ps(tail.groups, of_row));
+    }
 #pragma GCC unroll 2
     for (int h = 0; h < V; h += H) {
       __m512 of_unit[R][H];
@@ -177,7 +187,7 @@ struct DotPass {
   const Groups& groups;
   const uint16_t* activations;  // of the first chunk; chunks are x_stride apart
   int64_t x_stride, row_bytes, n_chunks, n_full, at_once;
-  ChunkMask tail;
+  Tail tail;
 };
 
 // Chunks [from, from + at_once) of R rows; sums in lanes[R][V][16] go on from what is there unless from is 0. As many
@@ -225,11 +235,12 @@ void dot_rows(const LinearArgs& a, const Activations& x, const Groups& groups, i
   constexpr int R = kRowsTogether<B, V>;
   const int tokens = static_cast<int>(x.rows - m < V / x.planes ? x.rows - m : V / x.planes);
   const int64_t n_full = a.row_bytes / chunk_bytes<B>, at_once = chunks_at_once<V>(x.n_chunks);
+  const int64_t tail_groups = n_full < x.n_chunks ? a.G - groups.first[n_full] : 0;
   // Vectors beyond the last token are computed from what comes next and dropped.
   const DotPass<B> pass{
       .groups = groups, .activations = x.at(m, 0, 0), .x_stride = x.rows * x.planes * kChunk,
       .row_bytes = a.row_bytes, .n_chunks = x.n_chunks, .n_full = n_full, .at_once = at_once,
-      .tail = chunk_mask(a.row_bytes - n_full * chunk_bytes<B>)};
+      .tail = {chunk_mask(a.row_bytes - n_full * chunk_bytes<B>), static_cast<__mmask16>(low_bits(tail_groups))}};
   auto* scales = static_cast<float*>(scratch(3, (kRowBlock * a.G + 16) * sizeof(float)));
   alignas(64) float lanes[kRowBlock][V][16];
   for (int64_t block = begin; block < end; block += kRowBlock) {

@@ -95,13 +95,14 @@ def _placed(rng: random.Random, layout: str, x: Tensor, dtype: torch.dtype) -> T
     if layout == "columns first":
         return x.T.contiguous().T
     if layout == "anywhere":
-        room = torch.empty(x.numel() + 3, dtype=dtype)
+        room = torch.full((x.numel() + 3,), math.nan, dtype=dtype)
         return room[rng.randrange(1, 4) :][: x.numel()].view(M, K).copy_(x)
+    around = torch.full((2 * M + 3, 2 * K + 5), math.nan, dtype=dtype)  # never to be read
     room = {
-        "rows of more": torch.empty(M + 3, K, dtype=dtype)[2 : M + 2],
-        "columns of more": torch.empty(M, K + 5, dtype=dtype)[:, 3 : K + 3],
-        "every other row": torch.empty(2 * M, K, dtype=dtype)[::2],
-        "every other column": torch.empty(M, 2 * K, dtype=dtype)[:, ::2],
+        "rows of more": around[: M + 3, :K].contiguous()[2 : M + 2],
+        "columns of more": around[:M, : K + 5].contiguous()[:, 3 : K + 3],
+        "every other row": around[: 2 * M, :K].contiguous()[::2],
+        "every other column": around[:M, : 2 * K].contiguous()[:, ::2],
     }.get(layout)
     return x if room is None else room.copy_(x)
 
@@ -135,19 +136,28 @@ def _weight(rng: random.Random, op: str, names: list[str], N: int, K: int) -> di
         codes = torch.randint(-127, 128, (N, K), dtype=torch.int8)
         if op == "int8_linear":
             scale = (scale / 64).to(scale_dtype)
-        given = {"codes": _strided(rng, codes), "scale": _strided(rng, scale.to(scale_dtype))}
+        scale = _with_nan(rng, scale.to(scale_dtype))
+        given = {"codes": _strided(rng, codes), "scale": _strided(rng, scale)}
         return {**given, "group_size": group_size}
     bits = rng.randrange(1, 9) if "bits" in names else 4
     codes = pack(torch.randint(0, 2**bits, (N, K), dtype=torch.uint8), bits)
     if rng.random() < 0.5:  # what is behind the last feature means nothing
         codes |= ~pack(torch.full((N, K), 2**bits - 1, dtype=torch.uint8), bits)
     scale = (scale / 2**bits).to(scale_dtype)
+    scale = _with_nan(rng, scale)
     zero = None
     if rng.random() < 0.6:
         zero = torch.rand(shape) * (2**bits - 1)
         zero = _strided(rng, (zero.round() if rng.random() < 0.5 else zero).to(scale_dtype))
     given = {"codes": _strided(rng, codes), "scale": _strided(rng, scale), "zero": zero}
     return {**given, "group_size": group_size, "bits": bits}
+
+
+def _with_nan(rng: random.Random, scale: Tensor) -> Tensor:
+    """Now and then a group of weights that are NaN."""
+    if rng.random() < 0.15:
+        scale[rng.randrange(len(scale)), rng.randrange(scale.shape[1])] = math.nan
+    return scale
 
 
 def _float8_weight(rng: random.Random, N: int, K: int) -> dict[str, Any]:
@@ -160,5 +170,5 @@ def _float8_weight(rng: random.Random, N: int, K: int) -> dict[str, Any]:
     if rng.random() < 0.3:
         scale *= torch.rand(shape) < 0.5
     as_bytes = _strided(rng, codes.view(torch.uint8))
-    given = {"codes": as_bytes.view(kind), "scale": _strided(rng, scale)}
+    given = {"codes": as_bytes.view(kind), "scale": _strided(rng, _with_nan(rng, scale))}
     return {**given, "block_n": block_n, "block_k": block_k}

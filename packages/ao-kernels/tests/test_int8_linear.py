@@ -36,6 +36,22 @@ def test_every_code_in_every_place(M: int) -> None:
                 assert torch.equal(y, codes.T.to(dtype)), f"{label}, {dtype}"
 
 
+@pytest.mark.parametrize("M", [1, 3, 40])
+@pytest.mark.parametrize("group_size", [8, 24, 64])
+def test_a_nan_scale_stays_in_its_row(M: int, group_size: int) -> None:
+    """Where the last 128 codes of a row are not all there, no kernel reads scales behind it: they
+    are those of the next row, or what an earlier call left."""
+    K = 257
+    codes = torch.randint(-127, 128, (7, K), dtype=torch.int8)
+    scale, x = torch.rand(7, -(-K // group_size)), torch.randn(M, K)
+    scale[3, 0] = torch.nan
+    for label, context in isa_variants():
+        with context():
+            int8_linear(x, codes, torch.full_like(scale, torch.nan), group_size)
+            y = int8_linear(x, codes, scale, group_size)
+            assert y[:, 3].isnan().all() and y.isnan().sum() == M, f"{label}: {y[0]}"
+
+
 def test_refusals_are_in_the_callers_words() -> None:
     codes, x, scale = torch.zeros(8, 32, dtype=torch.int8), torch.randn(3, 32), torch.ones(8, 1)
     with pytest.raises(ValueError, match="32 columns; x has 16"):
