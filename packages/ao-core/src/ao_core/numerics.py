@@ -46,8 +46,10 @@ __all__ = [
 
 TINY = torch.finfo(torch.float32).tiny  # smallest normal: 1/TINY is finite
 MAPPINGS = ("symmetric", "asymmetric")
-# elements converted at a time: 4 MB of float32 stay in the cache instead of crossing DRAM each pass
+# elements converted at a time: 4 MB of float32 stay in a CPU's cache instead of crossing DRAM each
+# pass; on a GPU, 64 MB keep it busy for longer than launching a kernel takes
 CHUNK = 1 << 20
+DEVICE_CHUNK = 1 << 24
 
 
 def groups(length: int, group_size: int) -> int:
@@ -432,7 +434,7 @@ def _per_group(reduce: Callable[[Tensor], Tensor], w: Tensor, group_size: int) -
         shape = reduce(w.new_zeros(1, 1, dtype=torch.float32)).shape[1:]
         return w.new_zeros(*w.shape[:-1], groups(length, group_size), *shape, dtype=torch.float32)
     rows = w.reshape(-1, length)
-    step = max(1, CHUNK // length)
+    step = max(1, (CHUNK if w.device.type == "cpu" else DEVICE_CHUNK) // length)
     parts = []
     for chunk in rows.split(step):
         found = []

@@ -27,11 +27,11 @@ from ao_kernels.ops import (
 
 from .activation_ranges import check_activation_range, refuse_without_range
 from .weight import (
-    CHUNK,
     ScaledWeight,
     check_dtypes,
     check_granularity,
     refuse,
+    rows_at_a_time,
     static_scale,
     without_trailing,
 )
@@ -171,7 +171,7 @@ class Float8Tensor(ScaledWeight):
         shape, (w, trailing) = w.shape, without_trailing(w)
         *lead, n_rows, length = w.shape
         codes = torch.empty(w.shape, dtype=dtype, device=w.device)
-        step = max(1, CHUNK // max(1, length))
+        step = rows_at_a_time(w)
         width = group_size or max(length, 1)
         if block_rows is None:
             scale = _whole_scale(w, step, dtype)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ao_core import numerics
 from ao_core.config import AOBaseConfig
 from ao_core.errors import ConfigError, UnsupportedOpError
 from ao_core.granularity import Granularity, PerAxis, PerBlock, PerGroup
@@ -130,8 +131,13 @@ def check_dtypes(q: QTensor, allowed: dict[str, tuple[torch.dtype, ...]]) -> Non
 
 def chunked_rows(w: Tensor) -> Sequence[Tensor]:
     """(..., K) -> pieces of its (R, K) rows, each small enough to stay in the cache."""
-    rows = w.reshape(-1, w.shape[-1])
-    return rows.split(max(1, CHUNK // max(1, w.shape[-1])))
+    return w.reshape(-1, w.shape[-1]).split(rows_at_a_time(w))
+
+
+def rows_at_a_time(w: Tensor) -> int:
+    """Rows of w that are converted together: many on a GPU, which waits for launches otherwise."""
+    chunk = CHUNK if w.device.type == "cpu" else numerics.DEVICE_CHUNK
+    return max(1, chunk // max(1, w.shape[-1]))
 
 
 def joined(parts: list[Tensor], like: Tensor, trailing: int) -> Tensor:
