@@ -77,14 +77,14 @@ cudaError_t launch(const Linear& linear, const Device& device, cudaStream_t stre
             .G = static_cast<int>((t.K + kStageK - 1) / kStageK),
             .x_scale_stride = static_cast<int>(t.scale_stride),
             .scale_stride = static_cast<int>(linear.scale_stride), .block_n = static_cast<int>(linear.block_n),
-            .split = l.plan.split, .scale_dtype = linear.scale_dtype, .bias_dtype = linear.bias_dtype, .y_dtype = t.x_dtype, .next = {nullptr, 0}};
+            .split = l.plan.split, .scale_dtype = linear.scale_dtype, .bias_dtype = linear.bias_dtype, .y_dtype = t.x_dtype};
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, t.codes, t.K, t.M, t.K, kStageK, l.plan.tokens,
                   CU_TENSOR_MAP_SWIZZLE_128B) ||
       !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, linear.codes, t.K, linear.N, t.K, kStageK, l.plan.rows,
                   CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorInvalidValue;
   const cudaError_t error = blocks ? launch_plan<E4m3, true>(l) : t.float8 ? launch_plan<E4m3, false>(l) : launch_plan<Int8, false>(l);
-  remember_grid(stream, linear.codes, linear.N * t.K, set_next<ProductArgs, 3>);
+  remember_grid(stream);
   return error;
 }
 

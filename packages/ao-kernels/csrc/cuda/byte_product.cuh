@@ -19,7 +19,6 @@
 
 #include <type_traits>
 
-#include "cuda/chain.h"
 #include "cuda/floats.cuh"
 #include "cuda/fragments.cuh"
 #include "cuda/tma.cuh"
@@ -42,7 +41,6 @@ struct ProductArgs {
   int block_n;
   int split;
   DType scale_dtype, bias_dtype, y_dtype;
-  Next next;             // what the grid brings into L2 for a later one
 };
 
 // CONSUMERS: warpgroups of 64 output features. BLOCKS: scales of groups of 128. CTAS: of a multiprocessor.
@@ -358,7 +356,6 @@ byte_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ 
           if (++stage == STAGES) stage = 0, phase ^= 1;
         }
       }
-      if (a.next.bytes) prefetch_share(a.next.data, a.next.bytes, blockIdx.x, gridDim.x);
     }
     __syncwarp();
     if (a.split > 1) {

@@ -1,30 +1,19 @@
 #include "cuda/chain.h"
 
-#include <algorithm>
-
 namespace ao {
 namespace {
-
-constexpr int64_t kMostAhead = 24 << 20;  // bytes: L2 also holds what runs in between
 
 struct Captured {
   unsigned long long capture = 0;
   cudaGraphNode_t node = nullptr;
-  SetNext* set_next = nullptr;
 };
 
 thread_local Captured g_last;
 
-// Leaves no error behind that somebody else would find.
-bool succeeded(cudaError_t error) {
-  if (error != cudaSuccess) cudaGetLastError();
-  return error == cudaSuccess;
-}
-
 // The only node that the next one of this stream would follow; no node outside of captures, or where it would follow several.
 Captured in_front(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (!succeeded(cudaStreamIsCapturing(stream, &status)) || status != cudaStreamCaptureStatusActive) return {};
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess || status != cudaStreamCaptureStatusActive) return {};
   Captured found;
   const cudaGraphNode_t* nodes = nullptr;
   const cudaGraphEdgeData* edges = nullptr;
@@ -34,7 +23,7 @@ Captured in_front(cudaStream_t stream) {
 #else
   const auto get = cudaStreamGetCaptureInfo_v3;
 #endif
-  if (!succeeded(get(stream, &status, &found.capture, nullptr, &nodes, &edges, &n_nodes)) || n_nodes != 1) return {};
+  if (get(stream, &status, &found.capture, nullptr, &nodes, &edges, &n_nodes) != cudaSuccess || n_nodes != 1) return {};
   found.node = nodes[0];
   return found;
 }
@@ -47,12 +36,6 @@ bool is_chained(cudaStream_t stream) {
   return found.node && found.node == g_last.node && found.capture == g_last.capture;
 }
 
-void remember_grid(cudaStream_t stream, const void* weights, int64_t bytes, SetNext* set_next) {
-  const Captured before = g_last;
-  g_last = in_front(stream);
-  g_last.set_next = set_next;
-  if (before.node && g_last.node && before.capture == g_last.capture)
-    succeeded(before.set_next(before.node, {weights, static_cast<uint32_t>(std::min(bytes, kMostAhead) / 16 * 16)}));
-}
+void remember_grid(cudaStream_t stream) { g_last = in_front(stream); }
 
 }  // namespace ao

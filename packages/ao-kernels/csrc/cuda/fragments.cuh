@@ -93,16 +93,6 @@ __device__ __forceinline__ void prefetch_row(const uint8_t* data, int lane, int 
   for (int i = 32 * (lane % LANES); i < bytes; i += 32 * LANES) prefetch_sector(data + i);
 }
 
-// A share of `bytes` (a multiple of 16) from `data` on (a multiple of 16, too).
-__device__ __forceinline__ void prefetch_share(const void* data, uint32_t bytes, uint32_t share, uint32_t shares) {
-#if __CUDA_ARCH__ >= 900
-  constexpr uint32_t kPiece = 8192;
-  for (uint32_t at = share * kPiece; at < bytes; at += shares * kPiece)
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(static_cast<const char*>(data) + at),
-                 "r"(min(kPiece, bytes - at)) : "memory");
-#endif
-}
-
 // All threads of all blocks of the cluster, with their shared memory.
 __device__ __forceinline__ void synchronize_cluster() {
 #if __CUDA_ARCH__ >= 900

@@ -66,15 +66,13 @@ cudaError_t launch(const LinearArgs& a, const Device& device, cudaStream_t strea
   l.multiprocessors = device.multiprocessors;
   l.early = device.early_launch;
   l.stream = stream;
-  l.codes = a.codes;
-  l.code_bytes = a.N * a.row_bytes;
   const bool vectors = a.scale_stride % 8 == 0 && reinterpret_cast<uintptr_t>(a.scale) % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(a.zero) % 16 == 0;
   l.args = {.scale = a.scale, .zero = a.zero, .bias = a.bias, .y = static_cast<__nv_bfloat16*>(a.y),
             .M = static_cast<int>(a.M), .N = static_cast<int>(a.N), .K = static_cast<int>(a.K), .G = static_cast<int>(a.G),
             .scale_stride = static_cast<int>(a.scale_stride), .group_size = static_cast<int>(a.group_size),
             .block_n = static_cast<int>(a.block_n),
-            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .vector_scales = vectors, .next = {nullptr, 0}, .chained = false};
+            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .vector_scales = vectors, .chained = false};
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, a.x, a.K, a.M, 2 * a.x_stride, 64, l.plan.tokens,
               CU_TENSOR_MAP_SWIZZLE_128B) ||
       !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, a.codes, a.row_bytes, a.N, a.row_bytes,

@@ -215,7 +215,6 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
           if (++stage == STAGES) stage = 0, phase ^= 1;
         }
       }
-      if (a.next.bytes) prefetch_share(a.next.data, a.next.bytes, blockIdx.x, gridDim.x);
     }
     __syncwarp();
     if constexpr (SPLIT > 1) {

@@ -12,8 +12,6 @@ namespace ao::large {
 struct Launch {
   CUtensorMap x_map, codes_map;
   LargeArgs args;
-  const void* codes;
-  int64_t code_bytes;
   Plan plan;
   int multiprocessors;
   bool early;  // it may start before the grids in front of it have ended (programmatic dependent launch)
@@ -50,7 +48,7 @@ cudaError_t launch_tile(const Launch& l) {
   LargeArgs args = l.args;
   args.chained = l.early && is_chained(l.stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, l.x_map, l.codes_map, args);
-  remember_grid(l.stream, l.codes, l.code_bytes, set_next<LargeArgs, 3>);
+  remember_grid(l.stream);
   return error;
 }
 

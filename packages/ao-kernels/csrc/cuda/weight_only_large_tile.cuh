@@ -2,7 +2,6 @@
 #pragma once
 #include <cuda_bf16.h>
 
-#include "cuda/chain.h"
 #include "linear.h"
 
 namespace ao::large {
@@ -25,7 +24,6 @@ struct LargeArgs {
   int group_size, block_n;
   DType scale_dtype, bias_dtype;
   bool vector_scales;  // rows of scales and zeros begin at multiples of 16 bytes
-  Next next;           // what the grid brings into L2 for a later one
   bool chained;        // to the grid in front: codes are fetched at once (chain.h)
 };
 

@@ -42,7 +42,7 @@ cudaError_t launch_variant(Arguments a, const Plan& plan, int shared_limit, cuda
   }
   a.chained = plan.early && is_chained(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, a);
-  remember_grid(stream, a.codes, int64_t{a.N} * a.row_bytes, set_next<Arguments, 1>);
+  remember_grid(stream);
   return error;
 }
 
@@ -64,7 +64,7 @@ inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide
           .cluster = plan.cluster, .block_tiles = all_tiles / plan.blocks, .longer_blocks = all_tiles % plan.blocks,
           .tiles_inverse = (4095 + plan.tiles) / plan.tiles, .slice = slice,
           .split_steps = slice / plan.splits, .longer_splits = slice % plan.splits,
-          .next = {nullptr, 0}, .x_row = plan.x_row};
+          .x_row = plan.x_row};
 }
 
 template <int BITS, class Half, int NT, bool WIDE>

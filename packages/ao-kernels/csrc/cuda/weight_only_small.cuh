@@ -26,7 +26,6 @@
 
 #include <type_traits>
 
-#include "cuda/chain.h"
 #include "cuda/codes.cuh"
 #include "cuda/fragments.cuh"
 #include "cuda/raw_codes.cuh"
@@ -60,7 +59,6 @@ struct Arguments {
   int tiles_inverse;        // warp / tiles = warp * this / 4096
   int slice;                // steps of a block; the last ones of a cluster may have fewer
   int split_steps, longer_splits;  // steps of a split; the first ones have one more
-  Next next;                // what it brings into L2 for a later grid
   int x_row;                // 16-byte pieces from one token to the next in shared memory
 };
 
@@ -409,9 +407,6 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
       fetch_parameters(step + 1);
     }
   }
-
-  if (a.next.bytes && warp == 0)
-    prefetch_share(a.next.data, a.next.bytes, (rank * gridDim.x + blockIdx.x) * 32 + lane, gridDim.x * gridDim.y * 32);
 
   // (column, row) of the warp, over its codes
   float* const mine = reinterpret_cast<float*>(ring);
