@@ -10,10 +10,16 @@ struct Captured {
 
 thread_local Captured g_last;
 
+// Leaves no error behind that somebody else would find.
+bool succeeded(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error == cudaSuccess;
+}
+
 // The only node that the next one of this stream would follow; no node outside of captures, or where it would follow several.
 Captured in_front(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess || status != cudaStreamCaptureStatusActive) return {};
+  if (!succeeded(cudaStreamIsCapturing(stream, &status)) || status != cudaStreamCaptureStatusActive) return {};
   Captured found;
   const cudaGraphNode_t* nodes = nullptr;
   const cudaGraphEdgeData* edges = nullptr;
@@ -23,7 +29,7 @@ Captured in_front(cudaStream_t stream) {
 #else
   const auto get = cudaStreamGetCaptureInfo_v3;
 #endif
-  if (get(stream, &status, &found.capture, nullptr, &nodes, &edges, &n_nodes) != cudaSuccess || n_nodes != 1) return {};
+  if (!succeeded(get(stream, &status, &found.capture, nullptr, &nodes, &edges, &n_nodes)) || n_nodes != 1) return {};
   found.node = nodes[0];
   return found;
 }
