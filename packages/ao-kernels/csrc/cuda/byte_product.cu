@@ -83,9 +83,8 @@ cudaError_t launch(const Linear& linear, const Device& device, cudaStream_t stre
       !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, linear.codes, t.K, linear.N, t.K, kStageK, l.plan.rows,
                   CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorInvalidValue;
-  const cudaError_t error = blocks ? launch_plan<E4m3, true>(l) : t.float8 ? launch_plan<E4m3, false>(l) : launch_plan<Int8, false>(l);
-  remember_grid(stream);
-  return error;
+  if (blocks) return launch_plan<E4m3, true>(l);
+  return t.float8 ? launch_plan<E4m3, false>(l) : launch_plan<Int8, false>(l);
 }
 
 }  // namespace ao::bytes

@@ -21,6 +21,7 @@
 
 #include "cuda/floats.cuh"
 #include "cuda/fragments.cuh"
+#include "cuda/tile_store.cuh"
 #include "cuda/tma.cuh"
 #include "cuda/wgmma_bytes.cuh"
 
@@ -58,8 +59,7 @@ struct Tile {
   static constexpr int kCodes = kRows * kStageK, kX = BM * kStageK, kStage = kCodes + kX;
   static constexpr int kScales = BLOCKS ? 4 * BM : 0;  // of the tokens of a stage
   static constexpr int kRing = STAGES * kStage;
-  static constexpr int kChunk = BM < 32 ? BM : 32;     // tokens that are stored together
-  static constexpr int kEpilogue = CONSUMERS * kChunk * 128;
+  static constexpr int kEpilogue = store_bytes(CONSUMERS, BM);
   static constexpr int kPitch = kRows + 4;             // sums of a token of a part; 2 * kPitch % 32 == 8: no bank conflicts
   static constexpr bool kSplits = BM * kPitch * 4 <= kRing && BM <= 128;
   static constexpr int kShared = 1024 + kRing + kEpilogue + STAGES * kScales + 16 * STAGES;
@@ -83,16 +83,6 @@ __device__ inline void store_value(void* y, DType dtype, int64_t at, float v) {
     case DType::f16: static_cast<__half*>(y)[at] = __float2half(v); break;
     default: static_cast<float*>(y)[at] = v;
   }
-}
-
-// Two values of 16 bits.
-__device__ inline uint32_t pack(DType dtype, float low, float high) {
-  if (dtype == DType::bf16) {
-    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&v);
-  }
-  const __half2 v = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&v);
 }
 
 // Scale and bias of an output feature.
@@ -191,7 +181,6 @@ class Consumer {
     }
   }
 
-  // Through shared memory, some tokens at a time, so that stores are 128 bytes long.
   __device__ void store(int m0, int n0, uint32_t buffer) {
     const Feature<T> features[2] = {{a_, n0 + row(0)}, {a_, n0 + row(1)}};
     if (a_.y_dtype == DType::f32) {
@@ -203,48 +192,12 @@ class Consumer {
       }
       return;
     }
-    buffer += warpgroup_ * T::kChunk * 128;
-    const int thread = threadIdx.x % 128;
-    const bool aligned = a_.N % 8 == 0;
-#pragma unroll
-    for (int c = 0; c < BM / T::kChunk; ++c) {
-#pragma unroll
-      for (int half = 0; half < T::kChunk / 16; ++half) {
-        uint32_t v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int j = (c * T::kChunk + half * 16) / 8 + i / 2, m = m0 + 8 * j + 2 * t_, part = i % 2;
-          v[i] = pack(a_.y_dtype, features[part].finished(sum_[4 * j + 2 * part], token_scale<T>(a_, m)),
+    const auto pair = [&](int j, int part) {
+      const int m = m0 + 8 * j + 2 * t_;
+      return pack_two(a_.y_dtype, features[part].finished(sum_[4 * j + 2 * part], token_scale<T>(a_, m)),
                       features[part].finished(sum_[4 * j + 2 * part + 1], token_scale<T>(a_, m + 1)));
-        }
-        const int token = half * 16 + lane_ / 16 * 8 + lane_ % 8, piece = warp_ * 2 + lane_ / 8 % 2;
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                         buffer + token * 128 + (piece ^ (token & 7)) * 16),
-                     "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-                     : "memory");
-      }
-      asm volatile("bar.sync %0, 128;" ::"r"(warpgroup_ + 1) : "memory");
-#pragma unroll
-      for (int i = 0; i < T::kChunk / 16; ++i) {
-        const int token = (i * 128 + thread) / 8, piece = thread % 8;
-        uint4 v;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "r"(buffer + token * 128 + (piece ^ (token & 7)) * 16));
-        const int m = m0 + c * T::kChunk + token, n = n0 + warpgroup_ * 64 + piece * 8;
-        if (m >= a_.M || n >= a_.N) continue;
-        uint16_t* y = static_cast<uint16_t*>(a_.y) + int64_t{m} * a_.N + n;
-        if (aligned) {
-          *reinterpret_cast<uint4*>(y) = v;
-        } else {
-          const uint16_t* each = reinterpret_cast<const uint16_t*>(&v);
-#pragma unroll
-          for (int e = 0; e < 8; ++e)
-            if (n + e < a_.N) y[e] = each[e];
-        }
-      }
-      asm volatile("bar.sync %0, 128;" ::"r"(warpgroup_ + 1) : "memory");
-    }
+    };
+    store_tile<BM>(static_cast<uint16_t*>(a_.y), a_.M, a_.N, m0, n0 + warpgroup_ * 64, warpgroup_, buffer, pair);
   }
 
   // parts[token][row] of this CTA.
@@ -293,7 +246,7 @@ __device__ void add_parts(const ProductArgs& a, uint32_t parts, int rank, Place 
     for (int e = 0; e < 4; ++e) v[e] = Feature<T>(a, n + e).finished(sum[e], x_scale);
     const int64_t y = int64_t{m} * a.N + n;
     if (a.N % 4 == 0 && a.y_dtype != DType::f32) {
-      const uint2 both{pack(a.y_dtype, v[0], v[1]), pack(a.y_dtype, v[2], v[3])};
+      const uint2 both{pack_two(a.y_dtype, v[0], v[1]), pack_two(a.y_dtype, v[2], v[3])};
       *reinterpret_cast<uint2*>(static_cast<uint16_t*>(a.y) + y) = both;
     } else {
 #pragma unroll

@@ -9,6 +9,7 @@
 
 #include "cuda/floats.cuh"
 #include "cuda/fragments.cuh"
+#include "cuda/grid.h"
 #include "cuda/quantize_tokens.h"
 
 namespace ao {
@@ -171,16 +172,9 @@ __global__ void __launch_bounds__(most_threads(EIGHTS)) quantize(const TokenArgs
 template <class X, bool FLOAT8, TokenScales SCALES, int EIGHTS>
 cudaError_t launch(const TokenArgs& a, bool early, cudaStream_t stream) {
   const int eights = static_cast<int>(a.K / 8), threads = (eights + EIGHTS - 1) / EIGHTS;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(a.M));
-  config.blockDim = dim3((threads + 31) / 32 * 32);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  return cudaLaunchKernelEx(&config, quantize<X, FLOAT8, SCALES, EIGHTS>, a);
+  Grid grid(static_cast<unsigned>(a.M), (threads + 31) / 32 * 32, 0, stream);
+  if (early) grid.early();
+  return grid.start(quantize<X, FLOAT8, SCALES, EIGHTS>, a);
 }
 
 // Few tokens take as many threads as there are, many have fewer of them wait for each other.

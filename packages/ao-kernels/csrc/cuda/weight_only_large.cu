@@ -72,7 +72,7 @@ cudaError_t launch(const LinearArgs& a, const Device& device, cudaStream_t strea
             .M = static_cast<int>(a.M), .N = static_cast<int>(a.N), .K = static_cast<int>(a.K), .G = static_cast<int>(a.G),
             .scale_stride = static_cast<int>(a.scale_stride), .group_size = static_cast<int>(a.group_size),
             .block_n = static_cast<int>(a.block_n),
-            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .vector_scales = vectors, .chained = false};
+            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .vector_scales = vectors, .chained = l.early && is_chained(stream)};
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, a.x, a.K, a.M, 2 * a.x_stride, 64, l.plan.tokens,
               CU_TENSOR_MAP_SWIZZLE_128B) ||
       !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, a.codes, a.row_bytes, a.N, a.row_bytes,

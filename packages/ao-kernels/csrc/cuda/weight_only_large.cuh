@@ -19,6 +19,7 @@
 
 #include "cuda/floats.cuh"
 #include "cuda/fragments.cuh"
+#include "cuda/tile_store.cuh"
 #include "cuda/tma.cuh"
 #include "cuda/weight_only_large_bytes.cuh"
 #include "cuda/weight_only_large_int4.cuh"
@@ -66,47 +67,11 @@ class LargeConsumer {
     }
   }
 
-  // Through shared memory, 32 tokens at a time, so that stores are 128 bytes long.
   __device__ void store(int m0, int n0, uint32_t buffer) {
-    buffer += thread_.warpgroup * kEpilogueTokens * 128;
-    const int thread = threadIdx.x % 128;
-    const bool aligned = a_.N % 8 == 0;
-#pragma unroll
-    for (int c = 0; c < BM / kEpilogueTokens; ++c) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float* d = sum_ + (c * kEpilogueTokens + half * 16) / 2;
-        uint32_t v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = bits_of(__floats2bfloat162_rn(d[2 * i], d[2 * i + 1]));
-        const int token = half * 16 + thread_.lane / 16 * 8 + thread_.lane % 8, piece = thread_.warp * 2 + thread_.lane / 8 % 2;
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                         buffer + token * 128 + (piece ^ (token & 7)) * 16),
-                     "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-                     : "memory");
-      }
-      asm volatile("bar.sync %0, 128;" ::"r"(thread_.warpgroup + 1) : "memory");
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int token = (i * 128 + thread) / 8, piece = thread % 8;
-        uint4 v;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "r"(buffer + token * 128 + (piece ^ (token & 7)) * 16));
-        const int m = m0 + c * kEpilogueTokens + token, n = n0 + thread_.warpgroup * 64 + piece * 8;
-        if (m >= a_.M || n >= a_.N) continue;
-        __nv_bfloat16* y = a_.y + int64_t{m} * a_.N + n;
-        if (aligned) {
-          *reinterpret_cast<uint4*>(y) = v;
-        } else {
-          const __nv_bfloat16* each = reinterpret_cast<const __nv_bfloat16*>(&v);
-#pragma unroll
-          for (int e = 0; e < 8; ++e)
-            if (n + e < a_.N) y[e] = each[e];
-        }
-      }
-      asm volatile("bar.sync %0, 128;" ::"r"(thread_.warpgroup + 1) : "memory");
-    }
+    const auto pair = [&](int j, int part) {
+      return bits_of(__floats2bfloat162_rn(sum_[4 * j + 2 * part], sum_[4 * j + 2 * part + 1]));
+    };
+    store_tile<BM>(reinterpret_cast<uint16_t*>(a_.y), a_.M, a_.N, m0, n0 + thread_.warpgroup * 64, thread_.warpgroup, buffer, pair);
   }
 
   // parts[token][row] of this CTA.

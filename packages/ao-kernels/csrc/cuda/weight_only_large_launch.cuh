@@ -1,8 +1,6 @@
 // The launch of weight_only_large.cuh for one kind of codes and number of groups a stage.
 #pragma once
-#include <atomic>
-
-#include "cuda/chain.h"
+#include "cuda/grid.h"
 #include "cuda/weight_only_large.cuh"
 #include "cuda/weight_only_large.h"
 
@@ -20,36 +18,14 @@ struct Launch {
 
 template <class Tile, bool ZERO>
 cudaError_t launch_tile(const Launch& l) {
-  const auto kernel = weight_only_large<Tile, ZERO>;
-  static std::atomic<uint64_t> allowed{0};  // a bit a device; setting it twice does no harm
-  int device = 0;
-  if (const cudaError_t error = cudaGetDevice(&device)) return error;
-  const uint64_t bit = uint64_t{1} << device % 64;
-  if (!(allowed.load(std::memory_order_relaxed) & bit)) {
-    if (const cudaError_t error =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kShared))
-      return error;
-    allowed.fetch_or(bit, std::memory_order_relaxed);
-  }
+  constexpr auto kernel = weight_only_large<Tile, ZERO>;
+  if (const cudaError_t error = allow_shared_memory<kernel>(Tile::kShared)) return error;
   const int tiles = (l.args.M + Tile::BM - 1) / Tile::BM * ((l.args.N + Tile::BN - 1) / Tile::BN);
   const int at_once = l.multiprocessors * Tile::CTAS;
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {Tile::SPLIT, 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(Tile::SPLIT > 1 || tiles < at_once ? tiles * Tile::SPLIT : at_once);
-  config.blockDim = dim3(kLargeThreads);
-  config.dynamicSmemBytes = Tile::kShared;
-  config.stream = l.stream;
-  config.attrs = attributes;
-  config.numAttrs = l.early ? 2 : 1;
-  LargeArgs args = l.args;
-  args.chained = l.early && is_chained(l.stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, l.x_map, l.codes_map, args);
-  remember_grid(l.stream);
-  return error;
+  Grid grid(Tile::SPLIT > 1 || tiles < at_once ? tiles * Tile::SPLIT : at_once, kLargeThreads, Tile::kShared, l.stream);
+  grid.cluster(Tile::SPLIT);
+  if (l.early) grid.early();
+  return grid.start(kernel, l.x_map, l.codes_map, l.args);
 }
 
 // Stages fill the shared memory of a multiprocessor (128 tokens or more), or half of it.

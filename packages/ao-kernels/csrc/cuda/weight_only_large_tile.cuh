@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_bf16.h>
 
+#include "cuda/tile_store.cuh"
 #include "linear.h"
 
 namespace ao::large {
@@ -9,7 +10,6 @@ namespace ao::large {
 constexpr int kStageK = 128;            // input features a stage
 constexpr int kConsumers = 2;           // warpgroups
 constexpr int kLargeThreads = 128 * (kConsumers + 1);
-constexpr int kEpilogueTokens = 32;
 
 // Bytes of a row of codes a stage.
 __host__ __device__ constexpr int stage_code_bytes(int codes) { return codes == 4 ? kStageK / 2 : kStageK; }
@@ -38,7 +38,7 @@ struct LargeTile {
   static constexpr int kCodes = BN * stage_code_bytes(CODES);
   static constexpr int kHalfX = BM * 128;           // 64 input features of all tokens
   static constexpr int kStage = kCodes + 2 * kHalfX;
-  static constexpr int kEpilogue = SPLIT == 1 ? kConsumers * kEpilogueTokens * 128 : 0;
+  static constexpr int kEpilogue = SPLIT == 1 ? store_bytes(kConsumers, BM) : 0;
   static constexpr int kPitch = BN + 4;             // floats; 2 * kPitch % 32 == 8: no bank conflicts
   static constexpr int kRing = STAGES * kStage;
   static constexpr int kShared = 1024 + kRing + kEpilogue + 16 * STAGES;

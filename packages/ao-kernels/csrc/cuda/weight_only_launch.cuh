@@ -1,49 +1,21 @@
 // The launch of weight_only_small.cuh: from arguments that are known when the program runs to template parameters.
 #pragma once
-#include <atomic>
-
-#include "cuda/chain.h"
+#include "cuda/grid.h"
 #include "cuda/weight_only_small.cuh"
 
 namespace ao::small {
 
 template <int BITS, class Half, int NT, int FRAGMENTS, bool WIDE, bool ZERO, int SLOTS, int THREADS>
 cudaError_t launch_variant(Arguments a, const Plan& plan, int shared_limit, cudaStream_t stream) {
-  const auto kernel = weight_only<BITS, Half, NT, FRAGMENTS, WIDE, ZERO, SLOTS, THREADS>;
+  constexpr auto kernel = weight_only<BITS, Half, NT, FRAGMENTS, WIDE, ZERO, SLOTS, THREADS>;
   if (plan.shared_bytes > 48 << 10) {
-    // Once a device; setting it twice does no harm.
-    static std::atomic<uint64_t> allowed{0};
-    int device = 0;
-    if (const cudaError_t error = cudaGetDevice(&device)) return error;
-    const uint64_t bit = uint64_t{1} << device % 64;
-    if (!(allowed.load(std::memory_order_relaxed) & bit)) {
-      if (const cudaError_t error =
-              cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit))
-        return error;
-      allowed.fetch_or(bit, std::memory_order_relaxed);
-    }
+    if (const cudaError_t error = allow_shared_memory<kernel>(shared_limit)) return error;
   }
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(plan.blocks, plan.cluster);
-  config.blockDim = dim3(plan.tiles * plan.splits * 32);
-  config.dynamicSmemBytes = plan.shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  if (plan.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = 1;
-    attributes[config.numAttrs].val.clusterDim.y = plan.cluster;
-    attributes[config.numAttrs++].val.clusterDim.z = 1;
-  }
-  if (plan.early) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
+  Grid grid(dim3(plan.blocks, plan.cluster), plan.tiles * plan.splits * 32, plan.shared_bytes, stream);
+  if (plan.cluster > 1) grid.cluster(1, plan.cluster);
+  if (plan.early) grid.early();
   a.chained = plan.early && is_chained(stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, a);
-  remember_grid(stream);
-  return error;
+  return grid.start(kernel, a);
 }
 
 inline Arguments make_arguments(const LinearArgs& a, const Plan& plan, bool wide, int fragments) {
