@@ -17,6 +17,7 @@ inline PyObject* run_bytes(const char* op, LinearCall& call, TokenScales scales,
   const Device& at = *device(call.x.device);
   bytes::Linear linear{
       .tokens = {.x = a.x, .codes = nullptr, .scale = nullptr, .given = given ? given_scale.as<float>() : nullptr,
+                 .peaks = nullptr,
                  .M = a.M, .K = a.K, .x_stride = a.x_stride, .scale_stride = 0, .x_dtype = a.x_dtype,
                  .float8 = a.bits == kE4m3, .scales = scales, .chained = false},
       .codes = a.codes, .scale = a.scale, .bias = a.bias, .y = nullptr, .N = a.N,

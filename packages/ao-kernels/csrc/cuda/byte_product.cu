@@ -20,8 +20,9 @@ int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 }  // namespace
 
 int64_t workspace_bytes(const TokenArgs& a) {
-  const int64_t scales = a.scales == TokenScales::block ? (a.K + kStageK - 1) / kStageK * rounded_up(a.M, kScalePitch)
-                         : a.scales == TokenScales::tensor ? 1 : a.M;
+  const int64_t scales = a.scales == TokenScales::block    ? (a.K + kStageK - 1) / kStageK * rounded_up(a.M, kScalePitch)
+                         : a.scales == TokenScales::tensor ? 1 + a.M
+                                                           : a.M;
   return rounded_up(a.M * a.K, 256) + 4 * scales;
 }
 
@@ -29,6 +30,8 @@ void place_tokens(TokenArgs& a, void* workspace) {
   a.codes = static_cast<uint8_t*>(workspace);
   a.scale = reinterpret_cast<float*>(a.codes + rounded_up(a.M * a.K, 256));
   a.scale_stride = a.scales == TokenScales::block ? rounded_up(a.M, kScalePitch) : a.scales == TokenScales::tensor ? 0 : 1;
+  const bool many = a.scales == TokenScales::tensor && a.M * a.K > kFewTogether;
+  a.peaks = many ? reinterpret_cast<uint32_t*>(a.scale + 1) : nullptr;
 }
 
 // Rules fitted to an H200: 4096 x 4096, 14336 x 4096 and 4096 x 14336 with 1 to 1024 tokens.
@@ -55,7 +58,7 @@ const char* device_refusal(const Device& device) {
 bool takes(const Linear& l) {
   const TokenArgs& t = l.tokens;
   const int64_t x_bytes = dtype_bytes(t.x_dtype);
-  if (!quantizes(t.M, t.K, t.scales) || reinterpret_cast<uintptr_t>(t.x) % 16 || t.x_stride * x_bytes % 16 ||
+  if (!quantizes(t.M, t.K) || reinterpret_cast<uintptr_t>(t.x) % 16 || t.x_stride * x_bytes % 16 ||
       reinterpret_cast<uintptr_t>(l.codes) % 16)
     return false;
   // Sums of int8 products must fit into int32, and coordinates into int.

@@ -133,13 +133,16 @@ __global__ void __launch_bounds__(most_threads(EIGHTS)) quantize(const TokenArgs
     peak[i] = peak_of(v[i]);
     highest = max(highest, peak[i]);
   }
-  if constexpr (SCALES == TokenScales::tensor) {  // every block looks at all tokens: there are few
-    for (int64_t other = 0; other < a.M; ++other) {
-      if (other == m) continue;
-      for (int at = threadIdx.x; at < eights; at += blockDim.x) {
-        float w[8];
-        load_eight(static_cast<const X*>(a.x) + other * a.x_stride + 8 * at, w);
-        highest = max(highest, peak_of(w));
+  if constexpr (SCALES == TokenScales::tensor) {
+    if (a.peaks) {
+      for (int64_t other = threadIdx.x; other < a.M; other += blockDim.x) highest = max(highest, a.peaks[other]);
+    } else {
+      for (int64_t other = 0; other < a.M; ++other) {
+        for (int at = threadIdx.x; at < eights; at += blockDim.x) {
+          float w[8];
+          load_eight(static_cast<const X*>(a.x) + other * a.x_stride + 8 * at, w);
+          highest = max(highest, peak_of(w));
+        }
       }
     }
   }
@@ -169,6 +172,23 @@ __global__ void __launch_bounds__(most_threads(EIGHTS)) quantize(const TokenArgs
   }
 }
 
+template <class X>
+__global__ void __launch_bounds__(512) find_peaks(const TokenArgs a) {
+  __shared__ uint32_t shared[32];
+  if (a.chained) let_later_grids_start();
+  wait_for_earlier_grids();
+  if (!a.chained) let_later_grids_start();
+  const X* const row = static_cast<const X*>(a.x) + blockIdx.x * a.x_stride;
+  uint32_t peak = 0;
+  for (int at = threadIdx.x; at < a.K / 8; at += blockDim.x) {
+    float v[8];
+    load_eight(row + 8 * at, v);
+    peak = max(peak, peak_of(v));
+  }
+  peak = of_block(peak, shared);
+  if (threadIdx.x == 0) a.peaks[blockIdx.x] = peak;
+}
+
 template <class X, bool FLOAT8, TokenScales SCALES, int EIGHTS>
 cudaError_t launch(const TokenArgs& a, bool early, cudaStream_t stream) {
   const int eights = static_cast<int>(a.K / 8), threads = (eights + EIGHTS - 1) / EIGHTS;
@@ -192,7 +212,15 @@ cudaError_t launch(const TokenArgs& a, bool early, cudaStream_t stream) {
     case TokenScales::given:
       return a.float8 ? launch<X, true, TokenScales::given>(a, early, stream)
                       : launch<X, false, TokenScales::given>(a, early, stream);
-    case TokenScales::tensor: return launch<X, true, TokenScales::tensor>(a, early, stream);
+    case TokenScales::tensor: {
+      if (!a.peaks) return launch<X, true, TokenScales::tensor>(a, early, stream);
+      Grid grid(static_cast<unsigned>(a.M), static_cast<int>(a.K >= 4096 ? 512 : (a.K / 8 + 31) / 32 * 32), 0, stream);
+      if (early) grid.early();
+      if (const cudaError_t error = grid.start(find_peaks<X>, a)) return error;
+      TokenArgs second = a;
+      second.chained = true;  // to that grid
+      return launch<X, true, TokenScales::tensor>(second, early, stream);
+    }
     case TokenScales::block: return launch<X, true, TokenScales::block>(a, early, stream);
     default:
       return a.float8 ? launch<X, true, TokenScales::row>(a, early, stream)

@@ -11,7 +11,6 @@ from ao_kernels.cuda.weight import common_refusal, tokens_of
 ANY = 1 << 31  # number of tokens
 FLOAT8_TOKENS = 128  # kLibraryTokens in byte_product.h
 _LONGEST = 32768  # kMostColumns in quantize_tokens.h
-_MOST_TOGETHER = 1 << 17  # kMostTogether there
 _X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -47,15 +46,13 @@ def float8_refusal(
         )
     if codes.dtype != torch.float8_e4m3fn:
         return f"codes have dtype {codes.dtype}; the CUDA kernels take torch.float8_e4m3fn"
-    M, K, N = tokens_of(x), x.shape[-1], codes.shape[0]
+    M, N = tokens_of(x), codes.shape[0]
     if activation == "block" and scale.shape[1] > 1:
         return None if block_k == 128 else f"block_k is {block_k}; the CUDA kernels take 128"
     if scale.shape[1] > 1 or 1 < block_n < N:
         return "blocks of the weight share scales; the CUDA kernels take them with blocks of x"
     if M > FLOAT8_TOKENS:
         return f"x has {M} tokens; torch._scaled_mm is taken for more than {FLOAT8_TOKENS}"
-    if activation == "tensor" and M * K > _MOST_TOGETHER:
-        return f"x has {M * K} values that share a scale; the CUDA kernels take {_MOST_TOGETHER}"
     return None
 
 
