@@ -1,9 +1,16 @@
-"""The pictures of the README, from the newest rows in benchmarks/results.
+"""The pictures of the README, from numbers that are in this repository.
 
     python3 -m nox -s bench -- pictures
 
 speed_over_tokens        one linear of 14336 x 4096: how many times as fast as bfloat16, by tokens
 tokens_against_memory    the 8B Llama shape, batch 1: tokens a second against peak memory
+
+The first reads the table that an H200 dispatches by (ao_kernels/tuned/nvidia-h200.json, written by
+``nox -s tune``): at each number of tokens the fastest of the kernels that took the call, and
+bfloat16 of the same run. The line of torchao's tinygemm is from the newest rows of
+benchmarks/results/kernels-nvidia-h200.jsonl (bench_weight_only_cuda.py), and so is its bfloat16.
+The second reads the newest rows of benchmarks/results/nvidia-h200.jsonl (decode_cuda.py), each
+format with and without torch.compile where both were recorded.
 """
 
 from __future__ import annotations
@@ -22,28 +29,32 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "docs" / "pictures"
+TABLE = ROOT / "packages" / "ao-kernels" / "src" / "ao_kernels" / "tuned" / "nvidia-h200.json"
 KERNELS, MODELS = "kernels-nvidia-h200.jsonl", "nvidia-h200.jsonl"
-SHAPE, MODEL, FIGURE = "14336x4096", "llama-3-8b", "decode 1"
+N, K, MODEL, FIGURE = 14336, 4096, "llama-3-8b", "decode 1"
+BF16, PEER, PEER_LABEL = "bf16", "tinygemm", "tinygemm (int4 of torchao)"
 
-# Benchmark of kernels -> what its rows show; one scale a row, where there is a choice.
-LABELS = {
-    "weight_only_linear": "{} weight-only",
-    "float8_linear": "float8 weight-only",
-    "float8_dynamic_linear": "float8 dynamic",
-    "int8_dynamic_linear": "int8 dynamic",
-    "float8_int4_linear": "float8 x int4",
+
+class Look(NamedTuple):
+    """How a format is drawn. Colours of Okabe and Ito, told apart by people who are colour-blind:
+    one for each kind of codes; quantized activations are dashed, with open markers."""
+
+    label: str
+    color: str
+    marker: str
+    dashed: bool
+
+
+# (op, kind of scales) of the table -> how it is drawn; one kind of scales a format.
+LOOKS = {
+    ("int4_linear", "group 128"): Look("int4 weight-only", "#0072B2", "o", False),
+    ("int8_linear", "row"): Look("int8 weight-only", "#D55E00", "s", False),
+    ("float8_linear", "row"): Look("float8 weight-only", "#009E73", "^", False),
+    ("int8_dynamic_linear", "row"): Look("int8 dynamic", "#D55E00", "s", True),
+    ("float8_dynamic_linear", "row"): Look("float8 dynamic", "#009E73", "^", True),
 }
-PEER, PEER_LABEL = "tinygemm", "torch's tinygemm (int4)"
-# Okabe and Ito: told apart by people who are colour-blind, as are the markers.
-STYLES = [
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-]
-GREY, DARK = "0.55", "0.25"
+GREY, DARK = "0.6", "0.25"
+COLORS = {"torch": DARK, "ao": "#0072B2", "torchao": "#D55E00"}
 
 
 class Point(NamedTuple):
@@ -56,9 +67,10 @@ class Point(NamedTuple):
 
 def main() -> int:
     PICTURES.mkdir(exist_ok=True)
+    table = json.loads(TABLE.read_text())["rows"] if TABLE.exists() else []
     kernels, models = read(RESULTS / KERNELS), read(RESULTS / MODELS)
     done = [
-        save(speed_over_tokens(kernels), "speed_over_tokens"),
+        save(speed_over_tokens(table, kernels), "speed_over_tokens"),
         save(tokens_against_memory(models), "tokens_against_memory"),
     ]
     return 0 if all(done) else 1
@@ -85,92 +97,109 @@ def save(figure: Figure | None, name: str) -> bool:
 # --- speed over tokens
 
 
-def speedups(rows: Iterable[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """By format, times the speed of bfloat16 by number of tokens; later rows replace earlier."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        case = re.fullmatch(rf"(?:(\w+) )?{SHAPE}(?: (?!tensor|block)\w+)? M=(\d+)", row["case"])
-        if row["benchmark"] not in LABELS or case is None:
+def speedups(table: Iterable[dict[str, Any]]) -> dict[Look, dict[int, float]]:
+    """By format, times the speed of bfloat16 by number of tokens, of the fastest kernel."""
+    found: dict[Look, dict[int, float]] = {}
+    for row in table:
+        look = LOOKS.get((row["op"], row["kind"]))
+        if look is None or (row["N"], row["K"]) != (N, K):
             continue
-        times = {name: us[0] for name, us in row["us"].items()}
-        base = times.get("bf16") or times["bfloat16"]
-        label, tokens = LABELS[row["benchmark"]].format(case[1]), int(case[2])
-        found.setdefault(label, {})[tokens] = base / times["ours"]
-        if PEER in times:
-            found.setdefault(PEER_LABEL, {})[tokens] = base / times[PEER]
+        times = {name: us for name, us in row["us"].items() if name != BF16}
+        for i, tokens in enumerate(row["tokens"]):
+            ours = min(us[i] for us in times.values() if us[i] is not None)
+            found.setdefault(look, {})[tokens] = row["us"][BF16][i] / ours
     return found
 
 
-def speed_over_tokens(rows: list[dict[str, Any]]) -> Figure | None:
-    found = speedups(rows)
+def peer_speedups(rows: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """The same of tinygemm; later rows replace earlier."""
+    found = {}
+    for row in rows:
+        case = re.fullmatch(rf"int4 {N}x{K} M=(\d+)", row["case"])
+        if row["benchmark"] == "weight_only_linear" and case and PEER in row["us"]:
+            found[int(case[1])] = row["us"][BF16][0] / row["us"][PEER][0]
+    return found
+
+
+def speed_over_tokens(table: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Figure | None:
+    found, peer = speedups(table), peer_speedups(rows)
     if not found:
         return None
     figure, axes = canvas()
-    styles = iter(STYLES)
     ends = []
-    for label in sorted(found, key=lambda name: (name == PEER_LABEL, name)):
-        peer = label == PEER_LABEL
-        color, marker = (GREY, ".") if peer else next(styles)
-        tokens = sorted(found[label])
-        values = [found[label][m] for m in tokens]
-        axes.plot(tokens, values, color=color, marker=marker, linestyle=":" if peer else "-")
-        ends.append((tokens[-1], values[-1], label, color))
-    every = sorted({m for each in found.values() for m in each})
-    axes.axhline(1, color=DARK, linewidth=1)
+    if peer:
+        axes.plot(*zip(*sorted(peer.items()), strict=True), color=GREY, linewidth=1)
+        ends.append((max(peer), peer[max(peer)], PEER_LABEL, GREY))
+    for look, values in sorted(found.items()):
+        tokens = sorted(values)
+        axes.plot(
+            tokens,
+            [values[m] for m in tokens],
+            color=look.color,
+            marker=look.marker,
+            markersize=5,
+            markerfacecolor="white" if look.dashed else look.color,
+            linestyle="--" if look.dashed else "-",
+        )
+        ends.append((tokens[-1], values[tokens[-1]], look.label, look.color))
+    every = sorted({m for values in found.values() for m in values})
+    shown = [m for m in every if m & (m - 1) == 0]
     axes.set_xscale("log", base=2)
-    axes.set_xticks(every, [str(m) for m in every])
+    axes.set_xticks(shown, [str(m) for m in shown])
     axes.minorticks_off()
     # Room for the labels: a quarter of the width.
     axes.set_xlim(every[0] / 1.2, every[-1] * max(2, every[-1] / every[0]) ** 0.36)
-    axes.set_ylim(0, 1.15 * max(v for each in found.values() for v in each.values()))
-    axes.annotate("bf16", (every[0], 1), (0, 3), textcoords="offset points", color=DARK)
+    axes.set_ylim(0, 1.1 * max(v for values in found.values() for v in values.values()))
+    axes.axhline(1, color=DARK, linewidth=1)
+    axes.axhspan(0, 1, color="0.95", zorder=0)
+    axes.annotate("bf16 is faster", (every[0], 0), (0, 5), textcoords="offset points", color=DARK)
     annotate(axes, ends)
     axes.set_xlabel("tokens")
-    axes.set_title(f"Linear of {SHAPE.replace('x', ' x ')} on an H200: times the speed of bf16")
+    axes.set_title(f"Linear of {N} x {K} on an H200: times the speed of bf16")
     return figure
 
 
 # --- tokens against memory
 
 
-def points(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Point], str]:
-    """The newest point of every format, and how the steps were compiled: as in the newest row."""
-    rows = [
-        row
-        for row in rows
-        if row["benchmark"] == "decode_cuda"
-        and row["settings"]["shape"] == MODEL
-        and row["settings"]["layers"] is None
-        and row["row"]["figure"] == FIGURE
-    ]
-    compiled = rows[-1]["settings"]["compile"] if rows else ""
-    found: dict[str, Point] = {}
+def points(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, bool], Point]:
+    """The newest point of every format, and whether its steps were compiled."""
+    found: dict[tuple[str, bool], Point] = {}
     for each in rows:
-        row = each["row"]
-        if each["settings"]["compile"] == compiled:
-            bf16, own = row["bf16_tokens_per_s"]["median"], row["tokens_per_s"]["median"]
-            found["bf16"] = Point(row["bf16_peak_gb"], bf16, "torch")
-            found[row["format"]] = Point(row["peak_gb"], own, row["library"])
-    return found, compiled
+        row, settings = each["row"], each["settings"]
+        if (
+            each["benchmark"] != "decode_cuda"
+            or settings["shape"] != MODEL
+            or settings["layers"] is not None
+            or row["figure"] != FIGURE
+        ):
+            continue
+        compiled = settings["compile"] != "none"
+        bf16, own = row["bf16_tokens_per_s"]["median"], row["tokens_per_s"]["median"]
+        found[BF16, compiled] = Point(row["bf16_peak_gb"], bf16, "torch")
+        found[row["format"], compiled] = Point(row["peak_gb"], own, row["library"])
+    return found
 
 
 def tokens_against_memory(rows: list[dict[str, Any]]) -> Figure | None:
-    found, compiled = points(rows)
+    found = points(rows)
     if not found:
         return None
     figure, axes = canvas()
-    looks = {"torch": (DARK, "o"), "ao": (STYLES[0][0], "o"), "torchao": (STYLES[1][0], "s")}
     ends = []
-    for name, point in found.items():
-        color, marker = looks[point.library]
-        axes.plot(point.gb, point.tokens_per_s, marker, color=color, markersize=8)
-        ends.append((point.gb, point.tokens_per_s, name, color))
-    axes.set_xlim(0, 1.2 * max(point.gb for point in found.values()))
+    for (name, compiled), point in found.items():
+        color = COLORS[point.library]
+        face = color if compiled else "white"
+        axes.plot(
+            point.gb, point.tokens_per_s, "o", color=color, markerfacecolor=face, markersize=8
+        )
+        label = f"{name}, compiled" if compiled else name
+        ends.append((point.gb, point.tokens_per_s, label, color))
+    axes.set_xlim(0, 1.28 * max(point.gb for point in found.values()))
     axes.set_ylim(0, 1.15 * max(point.tokens_per_s for point in found.values()))
     annotate(axes, ends)
     axes.set_xlabel("peak memory, GB")
-    how = "a CUDA graph" if compiled == "none" else "compiled, in a CUDA graph"
-    axes.set_title(f"Llama-3-8B shape on an H200, batch 1, {how}: tokens a second")
+    axes.set_title("Llama-3-8B shape on an H200, batch 1, CUDA graph: tokens a second")
     return figure
 
 

@@ -1,8 +1,9 @@
-"""The pictures of the README are built from recorded rows: here from a few made-up ones."""
+"""The pictures of the README are built from recorded numbers: here from a few made-up ones."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,28 +30,42 @@ def pictures(root: Path) -> Any:
     return module
 
 
+TOKENS = (1, 16, 17, 256, 4096)
+
+
+def table_row(op: str, kind: str, N: int = 14336, **us: float | None) -> dict[str, Any]:
+    times = {name: [time] * len(TOKENS) for name, time in us.items()}
+    return {"op": op, "kind": kind, "N": N, "K": 4096, "tokens": list(TOKENS), "us": times}
+
+
+def table() -> list[dict[str, Any]]:
+    large = [
+        table_row("int4_linear", "group 128", bf16=30, cuda=10, triton=20),
+        table_row("int8_linear", "row", bf16=32, cuda=None, dequantize=16),
+        table_row("float8_linear", "row", bf16=32, cuda=16.1),
+        table_row("int8_dynamic_linear", "row", bf16=32, cuda=20),
+        table_row("float8_dynamic_linear", "row", bf16=32, cuda=20.2),
+        table_row("float8_dynamic_linear", "tensor", bf16=32, cuda=99),
+    ]
+    large[0]["us"]["cuda"][-1] = 40
+    return [*large, table_row("int4_linear", "group 128", N=4096, bf16=1, cuda=9)]
+
+
 def kernel_row(benchmark: str, case: str, day: int = 1, **us: float) -> dict[str, Any]:
     times = {name: [median, median, median] for name, median in us.items()}
     return {"benchmark": benchmark, "date": DATE.format(day), "case": case, "us": times}
 
 
 def kernel_rows() -> list[dict[str, Any]]:
-    tokens = (1, 16, 256, 4096)
-    rows = [kernel_row("quantize_rowwise", "14336x4096 e4m3", ours=1, torch=2)]
-    for m in tokens:
-        rows += [
-            kernel_row("weight_only_linear", f"int4 4096x4096 M={m}", ours=9, bf16=1),
-            kernel_row(
-                "weight_only_linear", f"int4 14336x4096 M={m}", ours=12, bf16=30, tinygemm=20
-            ),
-            kernel_row("weight_only_linear", f"int8 14336x4096 M={m}", ours=16, bf16=32),
-            kernel_row("float8_linear", f"14336x4096 row M={m}", ours=16, bfloat16=32),
-            kernel_row("float8_linear", f"14336x4096 block M={m}", ours=99, bfloat16=32),
-            kernel_row("float8_dynamic_linear", f"14336x4096 row M={m}", ours=16, bfloat16=32.5),
-            kernel_row("float8_dynamic_linear", f"14336x4096 tensor M={m}", ours=99, bfloat16=32),
-        ]
-    rows.append(kernel_row("weight_only_linear", "int4 14336x4096 M=1", 2, ours=10, bf16=30))
-    return rows
+    return [
+        kernel_row("quantize_rowwise", "14336x4096 e4m3", ours=1, torch=2),
+        kernel_row("weight_only_linear", "int4 4096x4096 M=1", ours=9, bf16=1, tinygemm=1),
+        kernel_row("weight_only_linear", "int8 14336x4096 M=1", ours=9, bf16=1),
+        kernel_row("weight_only_linear", "int4 14336x4096 M=1", ours=9, bf16=30, tinygemm=30),
+        kernel_row("weight_only_linear", "int4 14336x4096 M=256", ours=9, bf16=40, tinygemm=400),
+        kernel_row("weight_only_linear", "int4 14336x4096 M=1024", ours=9, bf16=40),
+        kernel_row("weight_only_linear", "int4 14336x4096 M=1", 2, ours=9, bf16=30, tinygemm=20),
+    ]
 
 
 def decode_row(name: str, day: int = 1, compiled: str = "layers", **change: Any) -> dict[str, Any]:
@@ -73,7 +88,7 @@ def decode_row(name: str, day: int = 1, compiled: str = "layers", **change: Any)
 def decode_rows() -> list[dict[str, Any]]:
     wrong = {"tokens_per_s": {"median": 9999}}
     return [
-        decode_row("int4 g128", compiled="none", **wrong),
+        decode_row("int4 g128", compiled="none", tokens_per_s={"median": 200}),
         decode_row("int4 g128", **wrong),
         decode_row("int4 g128", shape="tiny", **wrong),
         decode_row("int4 g128", layers=2, **wrong),
@@ -82,33 +97,43 @@ def decode_rows() -> list[dict[str, Any]]:
     ]
 
 
-def test_speedups_are_the_newest_of_the_large_layer(pictures: Any) -> None:
-    found = pictures.speedups(kernel_rows())
+def test_speedups_are_of_the_fastest_kernel_of_the_large_layer(pictures: Any) -> None:
+    found = {look.label: values for look, values in pictures.speedups(table()).items()}
     assert sorted(found) == [
         "float8 dynamic",
         "float8 weight-only",
         "int4 weight-only",
+        "int8 dynamic",
         "int8 weight-only",
-        "torch's tinygemm (int4)",
     ]
-    assert found["int4 weight-only"] == {1: 3.0, 16: 2.5, 256: 2.5, 4096: 2.5}
-    assert found["torch's tinygemm (int4)"][1] == 1.5
-    assert found["float8 weight-only"][4096] == 2.0
-    assert found["float8 dynamic"][4096] == 32.5 / 16
+    assert found["int4 weight-only"] == {1: 3.0, 16: 3.0, 17: 3.0, 256: 3.0, 4096: 1.5}
+    assert found["int8 weight-only"] == dict.fromkeys(TOKENS, 2.0)
+    assert found["float8 dynamic"][1] == 32 / 20.2
 
 
-def test_points_are_the_newest_compiled_alike(pictures: Any) -> None:
-    found, compiled = pictures.points(decode_rows())
-    assert compiled == "layers"
-    assert {name: (p.gb, p.tokens_per_s, p.library) for name, p in found.items()} == {
-        "bf16": (16.1, 162, "torch"),
-        **DECODE,
+def test_the_peer_is_the_newest_of_the_large_layer(pictures: Any) -> None:
+    assert pictures.peer_speedups(kernel_rows()) == {1: 1.5, 256: 0.1}
+
+
+def test_every_format_is_in_the_table(pictures: Any) -> None:
+    rows = json.loads(pictures.TABLE.read_text())["rows"]
+    assert set(pictures.speedups(rows)) == set(pictures.LOOKS.values())
+
+
+def test_points_are_the_newest_compiled_and_not(pictures: Any) -> None:
+    found = pictures.points(decode_rows())
+    values = {key: (p.gb, p.tokens_per_s, p.library) for key, p in found.items()}
+    assert values == {
+        ("bf16", False): (16.1, 161, "torch"),
+        ("int4 g128", False): (4.9, 200, "ao"),
+        ("bf16", True): (16.1, 162, "torch"),
+        **{(name, True): point for name, point in DECODE.items()},
     }
 
 
 def test_nothing_recorded_makes_no_picture(pictures: Any, tmp_path: Path) -> None:
     assert pictures.read(tmp_path / "absent.jsonl") == []
-    assert pictures.speed_over_tokens([]) is None
+    assert pictures.speed_over_tokens([], kernel_rows()) is None
     assert pictures.tokens_against_memory([]) is None
 
 
@@ -116,13 +141,14 @@ def test_nothing_recorded_makes_no_picture(pictures: Any, tmp_path: Path) -> Non
 def test_labels_lie_inside_and_apart(pictures: Any, name: str, tmp_path: Path) -> None:
     from matplotlib.text import Annotation, Text
 
-    rows = kernel_rows() if name == "speed_over_tokens" else decode_rows()
-    figure = getattr(pictures, name)(rows)
+    over_tokens = name == "speed_over_tokens"
+    rows = (table(), kernel_rows()) if over_tokens else (decode_rows(),)
+    figure = getattr(pictures, name)(*rows)
     path = tmp_path / "picture.png"
     figure.savefig(path, dpi=100)
     assert path.read_bytes().startswith(b"\x89PNG")
     labels = [t for t in figure.axes[0].texts if isinstance(t, Annotation)]
-    expected = 6 if name == "speed_over_tokens" else len(DECODE) + 1
+    expected = 7 if over_tokens else len(DECODE) + 3
     assert len(labels) == expected
     boxes = {label.get_text(): Text.get_window_extent(label) for label in labels}  # no arrows
     for text, box in boxes.items():

@@ -31,7 +31,7 @@ from torch.nn.functional import linear
 from tuned_formats import FORMATS, Format, Layer
 
 from ao_kernels import OPS, tuned
-from ao_kernels.registry import Kernel
+from ao_kernels.kernel import Kernel
 
 SHAPES = "4096x4096,14336x4096,4096x14336,6144x4096"
 TOKENS = "1,2,4,8,16,17,32,64,128,256,512,1024,2048,4096"

@@ -1,4 +1,7 @@
-"""Random calls of every linear: each kernel that takes a call against the reference in float64."""
+"""Random calls of every linear: each kernel that takes a call against the reference in float64.
+
+Grouped linears are not drawn here: test_grouped_linears.py enumerates their calls.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from torch import Tensor
 from ao_core.testing.op_contract import OpContract
 from ao_kernels import OPS, Op, force, triton
 
-LINEARS = sorted(name for name in OPS if name.endswith("_linear"))
+LINEARS = sorted(
+    name for name in OPS if name.endswith("_linear") and not name.endswith("_grouped_linear")
+)
 WEIGHT_ONLY = ("int4_linear", "int8_linear", "intx_linear")
 CALLS, INTERPRETED_CALLS, GPU_CALLS = 200, 12, 200
 

@@ -8,7 +8,8 @@ it from a program.
 from importlib.metadata import PackageNotFoundError, version
 
 from ao_kernels import ops
-from ao_kernels.registry import OPS, Kernel, Op, force
+from ao_kernels.kernel import Kernel
+from ao_kernels.registry import OPS, Op, force
 
 try:
     __version__ = version("ao-kernels")

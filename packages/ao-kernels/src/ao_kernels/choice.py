@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ao_kernels import tuned
 
 if TYPE_CHECKING:
-    from ao_kernels.registry import Kernel
+    from ao_kernels.kernel import Kernel
 
 __all__ = ["Asked", "Choice", "choice", "fastest", "most_tokens", "slower", "table_and_call"]
 

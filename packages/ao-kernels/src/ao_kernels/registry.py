@@ -29,7 +29,6 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ from torch.compiler import is_dynamo_compiling
 
 from ao_kernels import choice
 from ao_kernels.choice import Choice
+from ao_kernels.kernel import Kernel, one_of, refuses
 
 _BACKENDS = ("reference", "cpu", "cuda", "triton")
 _ACCELERATORS = ("cuda", "xpu")
@@ -53,34 +53,6 @@ _grad_mode = torch.is_grad_enabled
 OPS: dict[str, Op] = {}
 FORGET: list[Callable[[], None]] = []  # drops what direct entries know of calls chosen for them
 _forced: str | None = None
-
-
-def _refuses(*_: object) -> Any:
-    """Stands for a kernel that takes nothing."""
-    return NotImplemented
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Kernel:
-    """One implementation of an op.
-
-    ``supports(*args)`` gives None, or the reason why the kernel does not take these arguments.
-    ``run(*args)`` may assume that it does, that ``check`` passed, and that all tensors are plain
-    and on one of ``devices``. ``direct(n_threads, *args)``, where there is one, is tried first in
-    eager mode: it does the work of ``supports`` and ``run`` in one call and gives NotImplemented
-    when it does not take the arguments as they are.
-
-    On GPUs the first argument is the most tokens that it may take, 0 for any; tables rule above. It
-    takes up to ``few`` in any case; without ``few`` only what the kernel was chosen for before.
-    """
-
-    name: str
-    backend: str
-    devices: tuple[str, ...]
-    supports: Callable[..., str | None]
-    run: Callable[..., Any]
-    direct: Callable[..., Any] | None = None
-    few: int = 0
 
 
 class Op:
@@ -114,8 +86,8 @@ class Op:
         self._differentiable = [self._parameters.index(name) for name in tensors]
         self._check: Callable[..., None] = lambda *args: None
         self._backward: Callable[..., tuple[Any, ...]] | None = None
-        self._direct: Callable[..., Any] = _refuses  # of CPU tensors; _device_direct has all
-        self._cuda_direct: Callable[..., Any] = _refuses
+        self._direct: Callable[..., Any] = refuses  # of CPU tensors; _device_direct has all
+        self._cuda_direct: Callable[..., Any] = refuses
         self._device_direct: dict[str, Callable[..., Any]] = {}
         self._most_tokens = _ASK  # what direct entries of GPUs are told
         self._loaded: set[str] = set()
@@ -394,20 +366,10 @@ class Op:
                 continue
             for device in kernel.devices:
                 first = self._device_direct.get(device)
-                both = kernel.direct if first is None else _one_of(first, kernel.direct)
+                both = kernel.direct if first is None else one_of(first, kernel.direct)
                 self._device_direct[device] = both
-        self._direct = self._device_direct.get("cpu", _refuses)
-        self._cuda_direct = self._device_direct.get("cuda", _refuses)
-
-
-def _one_of(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
-    """The direct entry of two kernels, tried in this order."""
-
-    def direct(*args: Any) -> Any:
-        y = first(*args)
-        return second(*args) if y is NotImplemented else y
-
-    return direct
+        self._direct = self._device_direct.get("cpu", refuses)
+        self._cuda_direct = self._device_direct.get("cuda", refuses)
 
 
 _UNAVAILABLE: dict[str, str] = {}
