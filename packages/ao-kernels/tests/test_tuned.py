@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,27 @@ def test_the_direct_entry_is_told_what_it_may_take(linear: Op) -> None:
     linear(*call(64))
     linear(*call(64))
     assert told == [1, 32]
+
+
+def test_what_a_table_chose_is_called_directly(linear: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    cuda = linear.kernels[0]
+
+    def direct(most: int, *args: Any) -> Any:
+        told.append(most)
+        return NotImplemented if most else cuda.run(*args)
+
+    kernels = [dataclasses.replace(cuda, direct=direct), *linear.kernels[1:]]
+    monkeypatch.setattr(linear, "kernels", kernels)
+    linear._choose_direct()
+    far = call(64, N=64)  # from all that was measured: goes to the first that supports it
+    assert linear(*far).dtype == torch.float16 and 0 not in told
+    told.clear()
+    assert linear(*far).dtype == torch.float16 and told == [32, 0]
+    assert linear(*call(64)).dtype == torch.float64  # another shape
+    before = force("triton")
+    assert linear(*far).dtype == torch.float64
+    force(before)
 
 
 def test_what_a_choice_says_about_bf16(linear: Op) -> None:

@@ -17,8 +17,9 @@ class Kernel:
     eager mode: it does the work of ``supports`` and ``run`` in one call and gives NotImplemented
     when it does not take the arguments as they are.
 
-    On GPUs the first argument is the most tokens that it may take, 0 for any; tables rule above. It
-    takes up to ``few`` in any case; without ``few`` only what the kernel was chosen for before.
+    On GPUs the first argument is the most tokens that it may take, 0 for any; tables rule above,
+    and :class:`Chosen` keeps what they said. It takes up to ``few`` in any case; without ``few``
+    only what the kernel was chosen for before.
     """
 
     name: str
@@ -43,3 +44,30 @@ def one_of(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..
         return second(*args) if y is NotImplemented else y
 
     return direct
+
+
+class Chosen:
+    """The direct entry of calls that a table gave to a kernel with ``few``: of that kernel.
+
+    A call is known by the shapes of x, codes and scale, which are what tables ask for, and the
+    dtype of x.
+    """
+
+    _MOST = 4096  # shapes of calls: of many lengths of prompts, for example
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def remember(self, direct: Callable[..., Any], x: Any, codes: Any, scale: Any) -> None:
+        if len(self._entries) >= self._MOST:
+            self._entries.clear()
+        self._entries[x.shape, x.dtype, codes.shape, scale.shape] = direct
+
+    def forget(self) -> None:
+        self._entries.clear()
+
+    def direct(self, _: int, x: Any, codes: Any, scale: Any, *others: Any) -> Any:
+        if not self._entries:
+            return NotImplemented
+        entry = self._entries.get((x.shape, x.dtype, codes.shape, scale.shape), refuses)
+        return entry(0, x, codes, scale, *others)

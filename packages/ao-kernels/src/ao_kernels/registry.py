@@ -38,7 +38,7 @@ from torch.compiler import is_dynamo_compiling
 
 from ao_kernels import choice
 from ao_kernels.choice import Choice
-from ao_kernels.kernel import Kernel, one_of, refuses
+from ao_kernels.kernel import Chosen, Kernel, one_of, refuses
 
 _BACKENDS = ("reference", "cpu", "cuda", "triton")
 _ACCELERATORS = ("cuda", "xpu")
@@ -90,6 +90,7 @@ class Op:
         self._cuda_direct: Callable[..., Any] = refuses
         self._device_direct: dict[str, Callable[..., Any]] = {}
         self._most_tokens = _ASK  # what direct entries of GPUs are told
+        self._chosen = Chosen()
         self._loaded: set[str] = set()
         _LIBRARY.define(f"{self.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         self.overload = getattr(torch.ops.ao, self.name).default
@@ -302,7 +303,11 @@ class Op:
                 return y
         self._check(*args)
         kernel = self._select(args)
-        return self.reference(*args) if kernel is None else kernel.run(*args)
+        if kernel is None:
+            return self.reference(*args)
+        if kernel.few and kernel.direct is not None and _forced is None:
+            self._chosen.remember(kernel.direct, *args[:3])
+        return kernel.run(*args)
 
     # ------------------------------------------------------------ choice
 
@@ -368,6 +373,11 @@ class Op:
                 first = self._device_direct.get(device)
                 both = kernel.direct if first is None else one_of(first, kernel.direct)
                 self._device_direct[device] = both
+        self._chosen.forget()
+        if _forced is None:
+            for device in {d for kernel in self.kernels if kernel.few for d in kernel.devices}:
+                unasked = self._device_direct.get(device, refuses)
+                self._device_direct[device] = one_of(unasked, self._chosen.direct)
         self._direct = self._device_direct.get("cpu", refuses)
         self._cuda_direct = self._device_direct.get("cuda", refuses)
 
