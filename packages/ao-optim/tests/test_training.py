@@ -43,18 +43,19 @@ def trained(make: object, *, steps: int = STEPS, dtype: torch.dtype = torch.floa
 
 @functools.cache
 def reference(kind: type[Optimizer]) -> float:
-    return trained(lambda params: kind(params, lr=1e-2, weight_decay=DECAY[kind]))
+    return trained(lambda params: kind(params, lr=3e-3, weight_decay=DECAY[kind]))
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_losses_are_those_of_torch(name: str) -> None:
     kind = getattr(ao_optim, name)
     decay = DECAY[CLASSES[name]]
-    loss = trained(lambda params: kind(params, lr=1e-2, weight_decay=decay))
+    loss = trained(lambda params: kind(params, lr=3e-3, weight_decay=decay))
     expected = reference(CLASSES[name])
     print(f"{name}: {loss:.4f}, torch {expected:.4f}")
     assert expected < 3.0  # bytes at random: 5.5; their frequencies alone: about 3.2
-    assert abs(loss / expected - 1) < (1e-3 if name == "AdamW" else 0.02)
+    limit = 1e-3 if name == "AdamW" else 0.02 if name.endswith("4bit") else 0.005
+    assert abs(loss / expected - 1) < limit
 
 
 def test_stochastic_rounding_matters_with_bfloat16_weights() -> None:

@@ -74,7 +74,7 @@ def get_format(bits: StateBits) -> MomentFormat:
 @functools.cache
 def _values(bits: StateBits, signed: bool) -> tuple[float, ...]:
     if bits == 4 and not signed:
-        return tuple((code + 1) / 16 for code in range(16))
+        return tuple(((code + 1) / 16) ** 2 for code in range(16))
     assert bits in (4, 8)
     decades = 3 if bits == 4 else 7
     positive = [1.0]

@@ -24,13 +24,13 @@ def local_part(x: Any) -> Tensor:
     return part
 
 
-def local_part_as(x: Any, parameter: Any) -> Tensor:
+def local_part_as(x: Any, parameter: Any) -> Any:
     """The part of `x` that belongs to this rank's part of `parameter`, both of the same shape.
 
     A DTensor that is laid out in another way is redistributed; a plain tensor must hold the whole.
     """
     if not is_sharded(parameter):
-        return x.full_tensor() if is_sharded(x) else x  # type: ignore[no-any-return]
+        return x.full_tensor() if is_sharded(x) else x
     mesh, placements = parameter.device_mesh, parameter.placements
     if is_sharded(x):
         if x.placements != placements:
