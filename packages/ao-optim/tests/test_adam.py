@@ -265,7 +265,11 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             AdamW8bit([p], **options)
-    optimizer = AdamW8bit([p])
+    with pytest.raises(TypeError, match="ordered collections"):
+        AdamW8bit([{"params": {p}}])
+    optimizer = AdamW8bit([("weight", p)])
+    assert optimizer.param_groups[0]["param_names"] == ["weight"]
+    optimizer = AdamW8bit(p for p in [p])
     with pytest.raises(ValueError, match="betas are two numbers"):
         optimizer.add_param_group({"params": [parameter(3)], "betas": (0.9, 2.0)})
     assert len(optimizer.param_groups) == 1

@@ -93,7 +93,8 @@ class QuantizedAdam(Optimizer):
             group["block_size"] = options["block_size"] = row.block_size
         _check_options(options)
         params = group["params"]
-        group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        if not isinstance(params, set):  # which torch.optim refuses: it has no order
+            group["params"] = [params] if isinstance(params, Tensor) else list(params)
         for entry in group["params"]:
             name, parameter = entry if isinstance(entry, tuple) else ("a parameter", entry)
             if isinstance(parameter, Tensor) and parameter.dtype not in DTYPES:
