@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
-PACKAGES = ["ao_core", "ao_kernels", "ao_quant", "ao_hf"]
+PACKAGES = ["ao_core", "ao_kernels", "ao_quant", "ao_optim", "ao_hf"]
 
 # What an import may bring in besides torch, the standard library and our own packages.
 ALLOWED = {
     "ao_core": {"safetensors"},
     "ao_kernels": {"safetensors"},
     "ao_quant": {"safetensors"},
+    "ao_optim": {"safetensors"},
 }
 
 PROBE = """

@@ -1,0 +1,27 @@
+"""ao-optim: Adam and AdamW with low-bit state, and stochastic rounding of bfloat16 weights.
+
+    from ao_optim import AdamW8bit
+    optimizer = AdamW8bit(model.parameters(), lr=1e-3)
+
+Everything is plain torch; the state is plain tensors.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .adam import Adam4bit, Adam8bit, AdamFp8, AdamW, AdamW4bit, AdamW8bit, AdamWFp8
+
+try:
+    __version__ = version("ao-optim")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Adam4bit",
+    "Adam8bit",
+    "AdamFp8",
+    "AdamW",
+    "AdamW4bit",
+    "AdamW8bit",
+    "AdamWFp8",
+    "__version__",
+]

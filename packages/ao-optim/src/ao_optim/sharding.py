@@ -1,0 +1,75 @@
+"""Parameters that are DTensors: the part of this rank, and where it lies in the whole."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["element_index", "is_sharded", "local_part", "local_part_as", "whole_like"]
+
+
+def is_sharded(x: object) -> bool:
+    """True for a DTensor; asks without importing torch.distributed.tensor, which takes a while."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local_part(x: Any) -> Tensor:
+    """What this rank holds of `x`; it shares memory with `x`."""
+    part: Tensor = x.to_local() if is_sharded(x) else x
+    return part
+
+
+def local_part_as(x: Any, parameter: Any) -> Any:
+    """The part of `x` that belongs to this rank's part of `parameter`, both of the same shape.
+
+    A DTensor that is laid out in another way is redistributed; a plain tensor must hold the whole.
+    """
+    if not is_sharded(parameter):
+        return x.full_tensor() if is_sharded(x) else x
+    mesh, placements = parameter.device_mesh, parameter.placements
+    if is_sharded(x):
+        if x.placements != placements:
+            x = x.redistribute(mesh, placements)
+        return local_part(x)
+    from torch.distributed.tensor import distribute_tensor
+
+    return local_part(distribute_tensor(x, mesh, placements, src_data_rank=None))
+
+
+def whole_like(part: Tensor, parameter: Any) -> Tensor:
+    """The inverse of `local_part`: a DTensor laid out as `parameter`, of this rank's part."""
+    if not is_sharded(parameter):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def element_index(parameter: Any) -> Tensor:
+    """Of each element of this rank's part, its row-major index in the whole parameter (int64)."""
+    part = local_part(parameter)
+    offsets: tuple[int, ...] = (0,) * part.ndim
+    if is_sharded(parameter):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        _, offsets = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+    index = torch.zeros((), dtype=torch.int64, device=part.device)
+    for dim, (size, offset) in enumerate(zip(part.shape, offsets, strict=True)):
+        stride = math.prod(parameter.shape[dim + 1 :])
+        places = (torch.arange(size, device=part.device) + offset) * stride
+        index = index[..., None] + places
+    return index.view(part.shape)
