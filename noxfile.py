@@ -288,9 +288,9 @@ def wheels(session: nox.Session) -> None:
     session.install("-c", str(CONSTRAINTS), *third_party)
     session.install("--no-index", "--find-links", str(WHEELS), "ao-quant")
     smoke(session, sorted(ours))
-    if "ao-hf" in PROJECTS:
-        session.install("-c", str(CONSTRAINTS), "--find-links", str(WHEELS), "ao-quant[hf]")
-        smoke(session, PACKAGES)
+    rest = [OURS, *(p for p in PACKAGES if p not in closure([OURS])[0])]  # such as ao-optim
+    session.install("-c", str(CONSTRAINTS), "--find-links", str(WHEELS), *rest)
+    smoke(session, PACKAGES)
 
     elsewhere = Path(session.create_tmp()) / "elsewhere"
     shutil.rmtree(elsewhere, ignore_errors=True)
