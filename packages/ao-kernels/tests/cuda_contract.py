@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_contract import WeightOnlyOnGpu, on_gpu
+from gpu_contract import WeightOnlyOnGpu, check_the_current_stream, on_gpu
 from torch import Tensor
 
 from ao_kernels import cuda, force
@@ -59,17 +59,7 @@ class CudaLinear(WeightOnlyOnGpu):
                 assert torch.equal(self.op(*others), expected), position
 
     def test_the_current_stream(self) -> None:
-        """The kernel waits for what its stream is doing."""
-        x, *others = on_gpu(self.call(2, 512, 1024, 128, torch.bfloat16))
-        late, stream = torch.zeros_like(x), torch.cuda.Stream()
-        expected = self.op(x, *others)
-        torch.cuda.synchronize()
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(20_000_000)
-            late.copy_(x)
-            y = self.op(late, *others)
-        stream.synchronize()
-        assert torch.equal(y, expected)
+        check_the_current_stream(self.op, self.call(2, 512, 1024, 128, torch.bfloat16))
 
     def test_another_device_than_the_current_one(self) -> None:
         if torch.cuda.device_count() < 2:

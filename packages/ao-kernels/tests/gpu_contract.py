@@ -131,5 +131,19 @@ def forcing(backend: str | None) -> Iterator[None]:
         force(before)
 
 
+def check_the_current_stream(op: Any, args: tuple[Any, ...]) -> None:
+    """Asserts that a kernel waits for what its stream is doing; args are on the CPU."""
+    x, *others = on_gpu(args)
+    late, stream = torch.zeros_like(x), torch.cuda.Stream()
+    expected = op(x, *others)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        late.copy_(x)
+        y = op(late, *others)
+    stream.synchronize()
+    assert torch.equal(y, expected)
+
+
 def on_gpu(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.cuda() if isinstance(a, Tensor) else a for a in args)

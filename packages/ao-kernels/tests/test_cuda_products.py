@@ -10,7 +10,7 @@ import test_triton_int8_dynamic_linear as int8_dynamic
 import test_triton_int8_static_linear as int8_static
 import torch
 from float8_samples import WHOLE, multiplied_as_float8
-from gpu_contract import OnGpu, on_gpu
+from gpu_contract import OnGpu, check_the_current_stream, on_gpu
 from torch import Tensor
 
 from ao_core.numerics import quantize_float8_tokens, quantize_tokens
@@ -60,18 +60,8 @@ class CudaProduct(OnGpu):
         assert taken >= len(_SHAPES) or dtype == torch.float32
 
     def test_the_current_stream(self) -> None:
-        """The kernels wait for what their stream is doing."""
         for call in self.call(2, 512, 1024, torch.bfloat16):
-            x, *others = on_gpu(call)
-            late, stream = torch.zeros_like(x), torch.cuda.Stream()
-            expected = self.op(x, *others)
-            torch.cuda.synchronize()
-            with torch.cuda.stream(stream):
-                torch.cuda._sleep(20_000_000)
-                late.copy_(x)
-                y = self.op(late, *others)
-            stream.synchronize()
-            assert torch.equal(y, expected)
+            check_the_current_stream(self.op, call)
 
 
 @pytest.mark.gpu
@@ -159,6 +149,12 @@ class TestFloat8Dynamic(float8_dynamic.Float8DynamicLinear, CudaProduct):
             steps = steps.repeat_interleave(of_x[0], 0)[:30].repeat_interleave(of_x[1], 1)
             y = float8_dynamic_linear(*on_gpu((tokens, unit, scale, *block, activation))).cpu()
             assert torch.equal(y, (codes.float() * steps).bfloat16()), activation
+
+    def test_an_unknown_activation_is_refused(self) -> None:
+        """Also by the direct entry, which is asked before the op's check."""
+        x, codes, scale, *block, _, bias = on_gpu(next(self.call(3, 48, 96, torch.bfloat16)))
+        with pytest.raises(ValueError, match="rows"):
+            float8_dynamic_linear(x, codes, scale, *block, "rows", bias)
 
 
 @pytest.mark.gpu

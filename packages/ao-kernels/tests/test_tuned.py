@@ -311,6 +311,7 @@ def test_what_a_table_chose_is_called_directly(linear: Op, monkeypatch: pytest.M
     told.clear()
     assert linear(*far).dtype == torch.float16 and told == [32, 0]
     assert linear(*call(64)).dtype == torch.float64  # another shape
+    assert linear._chosen.direct(0, far[0], None, None) is NotImplemented  # for the check to word
     before = force("triton")
     assert linear(*far).dtype == torch.float64
     force(before)

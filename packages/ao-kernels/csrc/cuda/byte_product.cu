@@ -77,7 +77,6 @@ cudaError_t launch(const Linear& linear, const Device& device, cudaStream_t stre
   const bool blocks = t.scales == TokenScales::block;
   l.args = {.x_scale = t.scale, .scale = linear.scale, .bias = linear.bias, .y = linear.y,
             .M = static_cast<int>(t.M), .N = static_cast<int>(linear.N), .K = static_cast<int>(t.K),
-            .G = static_cast<int>((t.K + kStageK - 1) / kStageK),
             .x_scale_stride = static_cast<int>(t.scale_stride),
             .scale_stride = static_cast<int>(linear.scale_stride), .block_n = static_cast<int>(linear.block_n),
             .split = l.plan.split, .scale_dtype = linear.scale_dtype, .bias_dtype = linear.bias_dtype, .y_dtype = t.x_dtype};

@@ -23,7 +23,7 @@
 #include "cuda/fragments.cuh"
 #include "cuda/tile_store.cuh"
 #include "cuda/tma.cuh"
-#include "cuda/wgmma_bytes.cuh"
+#include "cuda/wgmma.cuh"
 
 namespace ao::bytes {
 
@@ -33,11 +33,11 @@ constexpr int kStageK = 128;     // input features a stage: the bytes of a row u
 constexpr int kGroupTiles = 8;   // tiles of tokens that are worked off together, so that tokens and weights stay in L2
 
 struct ProductArgs {
-  const float* x_scale;  // (M), one for all (x_scale_stride 0), or of blocks: (G, x_scale_stride)
-  const void* scale;     // (N) or one for all (scale_stride 0), f32 or bf16; of blocks: (ceil(N / block_n), G) f32
+  const float* x_scale;  // (M), one for all (x_scale_stride 0), or of blocks: (ceil(K / 128), x_scale_stride)
+  const void* scale;     // (N) or one for all (scale_stride 0), f32 or bf16; of blocks: (ceil(N / block_n), ceil(K / 128)) f32
   const void* bias;      // (N) or nullptr
   void* y;               // (M, N)
-  int M, N, K, G;
+  int M, N, K;
   int x_scale_stride, scale_stride;
   int block_n;
   int split;

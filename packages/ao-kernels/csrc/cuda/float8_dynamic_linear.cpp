@@ -3,15 +3,17 @@
 
 namespace {
 
-// False where the kernels have no such pair of scales of activations and weights.
+// False where the kernels have no such pair of scales of activations and weights, or the op has no such activation.
 bool scales_of(PyObject* activation, const ao::LinearArgs& a, ao::TokenScales* scales) {
   if (!PyUnicode_Check(activation)) return false;
   const auto is = [&](const char* name) { return PyUnicode_CompareWithASCIIString(activation, name) == 0; };
-  if (is("block") && a.G > 1) {
+  const bool block = is("block"), tensor = is("tensor");
+  if (!block && !tensor && !is("row")) return false;
+  if (block && a.G > 1) {
     *scales = ao::TokenScales::block;
     return a.group_size == 128;
   }
-  *scales = is("tensor") ? ao::TokenScales::tensor : ao::TokenScales::row;  // a block as long as a token is a row
+  *scales = tensor ? ao::TokenScales::tensor : ao::TokenScales::row;  // a block as long as a token is a row
   return a.G == 1 && (a.block_n == 1 || a.block_n >= a.N);
 }
 

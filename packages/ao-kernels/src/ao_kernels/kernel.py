@@ -69,5 +69,8 @@ class Chosen:
     def direct(self, _: int, x: Any, codes: Any, scale: Any, *others: Any) -> Any:
         if not self._entries:
             return NotImplemented
-        entry = self._entries.get((x.shape, x.dtype, codes.shape, scale.shape), refuses)
-        return entry(0, x, codes, scale, *others)
+        try:
+            key = (x.shape, x.dtype, codes.shape, scale.shape)
+        except AttributeError:  # no tensors: the op's own check says so
+            return NotImplemented
+        return self._entries.get(key, refuses)(0, x, codes, scale, *others)

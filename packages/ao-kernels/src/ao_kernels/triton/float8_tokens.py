@@ -105,9 +105,10 @@ def library_product(
     """The product by torch._scaled_mm.
 
     It adds up to ``_FAST_SUM`` products in the matrix units, with about 14 bits; longer sums are
-    promoted to float32 on the way. H200, 4096 tokens, scales of rows: 311 us instead of 349 with
-    14336 x 4096, 331 instead of 343 with 4096 x 14336, no less with 8192 x 8192. Either rounds the
-    result to bfloat16, an error of 0.0017 of its norm; short sums of 4096 make that 0.0021.
+    promoted to float32 on the way. That was no slower with 8192 x 8192 and costs less exactness
+    where sums are long; times of both ways are in docs/decisions/0016. Either rounds the result to
+    bfloat16, an error of 0.0017 of its norm; short sums of 4096 make that 0.0021 (one run, random
+    codes).
     """
     M, (N, K) = x_codes.shape[0], codes.shape
     if x_scale.numel() != scale.numel() or scale.numel() > 1:
