@@ -22,7 +22,7 @@ LINEARS = sorted(
     name for name in OPS if name.endswith("_linear") and not name.endswith("_grouped_linear")
 )
 WEIGHT_ONLY = ("int4_linear", "int8_linear", "intx_linear")
-CALLS, INTERPRETED_CALLS, GPU_CALLS = 200, 12, 200
+CALLS, INTERPRETED_CALLS, GPU_CALLS, GPU_PARTS = 200, 12, 200, 8
 
 
 def contract_of(op: Op) -> OpContract:
@@ -80,10 +80,12 @@ def test_random_calls_in_the_interpreter(name: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("part", range(GPU_PARTS))
 @pytest.mark.parametrize("name", LINEARS)
-def test_random_calls_on_a_gpu(name: str) -> None:
+def test_random_calls_on_a_gpu(name: str, part: int) -> None:
+    """In parts, so that several processes can share what takes minutes: Triton compiles."""
     op, contract = OPS[name], contract_of(OPS[name])
-    for number in range(GPU_CALLS):
+    for number in range(part, GPU_CALLS, GPU_PARTS):
         words, args = draw(op, number, large=True)
         args = tuple(map(moved, args))
         answer = Answer(op, contract, args)
