@@ -152,8 +152,9 @@ def given_up_on_gpus(op: Op, contract: OpContract, args: tuple[Any, ...]) -> Ten
     if op.name in WEIGHT_ONLY and M > 16 and x.dtype != torch.float32:
         subnormal = torch.finfo(torch.float16).smallest_normal * eps  # two roundings of a half
         return eps * contract.magnitude(args) + subnormal * x.double().abs().sum(-1, keepdim=True)
-    if op.name == "float8_linear" and M > 512 and x.dtype == torch.bfloat16:
-        return eps * contract.magnitude(args)
+    if op.name == "float8_linear" and x.dtype == torch.bfloat16:
+        rounded = M > 512 or (M > 16 and args[2].shape[1] > 1)  # weights, in blocks of a row
+        return eps * contract.magnitude(args) if rounded else 0.0
     fast = op.name in ("float8_dynamic_linear", "float8_static_linear")
     if fast and multiplied_as_float8(x, args[1]):
         return 2.0**-10 * contract.magnitude(args)
