@@ -1,6 +1,6 @@
 """Stochastic rounding of float32 to bfloat16, from random bits that are counted, not drawn.
 
-    r = word(seed, stream, step, index) >> 16          16 bits, uniform
+    r = one half of word(seed, stream, step, index // 2)     16 bits, uniform
     y = the upper 16 bits of (bits(x) + r)
 
 x lies between two neighbouring bfloat16 values; y is the one farther from zero with a probability
@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["random_bits", "round_to_bfloat16"]
+__all__ = ["keyed_bits", "random_bits", "random_key", "round_to_bfloat16"]
 
 MASK = 0xFFFFFFFF
 Word = TypeVar("Word", int, Tensor)
@@ -34,19 +34,31 @@ def _mix(x: Word) -> Word:
     return x ^ (x >> 16)
 
 
-def random_bits(index: Tensor, *, seed: int, stream: int, step: int) -> Tensor:
-    """16 random bits an element, int32 in [0, 65535].
-
-    index: int64 of any shape, not negative. `seed`, `stream` and `step` are numbers below 2**63.
-    """
+def random_key(*, seed: int, stream: int, step: int) -> int:
+    """What `random_bits` needs of its three numbers below 2**63: a word of 32 bits."""
     key = 0
     for number in (seed, stream, step):
         key = _mix((key + (number & MASK)) & MASK)
         key = _mix((key + ((number >> 32) & MASK)) & MASK)
         key = (key + 0x9E3779B9) & MASK
-    word = _mix(((index & MASK) + key) & MASK)
-    word = _mix((word + (index >> 32) + _mix(key)) & MASK)
-    return (word >> 16).to(torch.int32)
+    return key
+
+
+def random_bits(index: Tensor, *, seed: int, stream: int, step: int) -> Tensor:
+    """16 random bits an element, int32 in [0, 65535].
+
+    index: int64 of any shape, not negative; the elements 2 i and 2 i + 1 take the halves of a word,
+    the lower one first. `seed`, `stream` and `step` are numbers below 2**63.
+    """
+    return keyed_bits(index, random_key(seed=seed, stream=stream, step=step))
+
+
+def keyed_bits(index: Tensor, key: int) -> Tensor:
+    """`random_bits` by their key."""
+    pair = index >> 1
+    word = _mix(((pair & MASK) + key) & MASK)
+    word = _mix((word + (pair >> 32) + _mix(key)) & MASK)
+    return ((word >> ((index & 1) << 4)) & 0xFFFF).to(torch.int32)
 
 
 def round_to_bfloat16(x: Tensor, bits: Tensor) -> Tensor:
