@@ -48,24 +48,33 @@ def adam_scalars(
 ) -> Tensor:
     """The rows of `scalars`, (T, S) float64, for parameters whose steps these are, counted from 1.
 
-    On the device of the numbers that are tensors of one element: none of them is read on the host.
-    On the CPU if there are none.
+    Numbers may be tensors of one element. Where some are on a GPU the result is there, too, and the
+    host does not wait for them; else it is on the CPU.
     """
-    given = (lr, *betas, weight_decay)
-    places = [x.device for x in given if isinstance(x, Tensor)]
-    if not places:
-        rows = [_row(step, *given, eps, decoupled) for step in steps]
-        return torch.tensor(rows, dtype=torch.float64).view(len(steps), len(COLUMNS))
-    device = next((place for place in places if place.type != "cpu"), places[0])
-    step = moments.sent(torch.tensor(steps, dtype=torch.float64), device)
-    columns = [
-        moments.sent(x.detach().reshape(()).double(), device).expand(len(steps))
-        if isinstance(x, Tensor)
-        else torch.full_like(step, x)
-        for x in given
+    given = [
+        float(x) if isinstance(x, Tensor) and x.device.type == "cpu" else x
+        for x in (lr, *betas, weight_decay)
     ]
-    row = _row(step, *columns, torch.full_like(step, eps), decoupled)
-    return torch.stack(row, 1)
+    device = next((x.device for x in given if isinstance(x, Tensor)), None)
+    distinct = sorted(set(steps))
+    if device is None:
+        rows = [_row(step, *given, eps, decoupled) for step in distinct]
+        found = torch.tensor(rows, dtype=torch.float64).view(len(rows), len(COLUMNS))
+    else:
+        step = moments.sent(torch.tensor(distinct, dtype=torch.float64), device)
+        columns = [
+            x.detach().reshape(()).to(device).double().expand(len(distinct))
+            if isinstance(x, Tensor)
+            else torch.full_like(step, x)
+            for x in given
+        ]
+        row = _row(step, *columns, torch.full_like(step, eps), decoupled)
+        found = torch.stack(row, 1)
+    if len(distinct) == 1:
+        return found.expand(len(steps), len(COLUMNS))
+    place = {step: i for i, step in enumerate(distinct)}
+    index = torch.tensor([place[step] for step in steps])
+    return found[moments.sent(index, found.device)]
 
 
 def _row(

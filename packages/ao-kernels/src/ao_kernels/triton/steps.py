@@ -27,7 +27,8 @@ _TYPES = {
 }
 # A program is one warp, whose threads have 8 elements: 16 bytes of bfloat16. So a block of 256 is a
 # warp's own, and no barrier waits for the others to store its scale.
-_WARPS, _TILE, _TILES = 1, 256, 8
+# The interpreter takes longer for each operation than for what it does.
+_WARPS, _TILE, _TILES = (1, 2048, 2) if tiles.INTERPRETED else (1, 256, 8)
 _LONGEST_BLOCK = 8192
 
 
@@ -174,8 +175,7 @@ def run(
         for x, y in zip(given, used, strict=True):
             if x is not y:
                 x.copy_(y)
-    if device.type == "cuda" or not tiles.INTERPRETED:
-        torch.autograd.graph.increment_version([*params, *(x for each in state for x in each)])
+    torch.autograd.graph.increment_version([*params, *(x for each in state for x in each)])
 
 
 @functools.lru_cache(maxsize=64)
