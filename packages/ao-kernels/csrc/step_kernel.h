@@ -52,6 +52,42 @@ inline void write(void* to, V x) {
   std::memcpy(to, &x, sizeof x);
 }
 
+// Bytes and halves to words and back, whose upper bits are zero. gcc 11 takes the elements of __builtin_convertvector one by one.
+#if AO_ISA == AO_IS_avx512
+inline Words words_of_bytes(const void* from) { return (Words)_mm512_cvtepu8_epi32(read<__m128i>(from)); }
+inline Words words_of_halves(const void* from) { return (Words)_mm512_cvtepu16_epi32(read<__m256i>(from)); }
+inline Pairs pairs_of_bytes(const void* from) { return (Pairs)_mm512_cvtepu8_epi64(_mm_loadl_epi64(static_cast<const __m128i*>(from))); }
+inline void store_bytes(void* to, Words x) { write(to, _mm512_cvtepi32_epi8((__m512i)x)); }
+inline void store_halves(void* to, Words x) { write(to, _mm512_cvtepi32_epi16((__m512i)x)); }
+inline void store_bytes(void* to, Pairs x) { _mm_storel_epi64(static_cast<__m128i*>(to), _mm512_cvtepi64_epi8((__m512i)x)); }
+#elif AO_ISA == AO_IS_avx2
+inline Words words_of_bytes(const void* from) { return (Words)_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))); }
+inline Words words_of_halves(const void* from) { return (Words)_mm256_cvtepu16_epi32(read<__m128i>(from)); }
+inline Pairs pairs_of_bytes(const void* from) { return (Pairs)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(read<int32_t>(from))); }
+inline __m128i halves_of(Words x) {
+  const __m256i both = _mm256_packus_epi32((__m256i)x, (__m256i)x);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(both, 0x88));
+}
+inline void store_halves(void* to, Words x) { write(to, halves_of(x)); }
+inline void store_bytes(void* to, Words x) {
+  const __m128i halves = halves_of(x);
+  _mm_storel_epi64(static_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
+}
+inline void store_bytes(void* to, Pairs x) {
+  const __m256i low = _mm256_and_si256((__m256i)x, _mm256_set1_epi64x(0xff));
+  const __m128i four = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  const __m128i halves = _mm_packus_epi32(four, four);
+  write(to, _mm_cvtsi128_si32(_mm_packus_epi16(halves, halves)));
+}
+#else
+inline Words words_of_bytes(const void* from) { return __builtin_convertvector(read<Bytes>(from), Words); }
+inline Words words_of_halves(const void* from) { return __builtin_convertvector(read<Halves>(from), Words); }
+inline Pairs pairs_of_bytes(const void* from) { return __builtin_convertvector(read<HalfBytes>(from), Pairs); }
+inline void store_bytes(void* to, Words x) { write(to, __builtin_convertvector(x, Bytes)); }
+inline void store_halves(void* to, Words x) { write(to, __builtin_convertvector(x, Halves)); }
+inline void store_bytes(void* to, Pairs x) { write(to, __builtin_convertvector(x, HalfBytes)); }
+#endif
+
 inline Floats root_of(Floats x) {
 #if AO_ISA == AO_IS_avx512
   return (Floats)_mm512_sqrt_ps((__m512)x);
@@ -66,13 +102,13 @@ inline Floats root_of(Floats x) {
 // W elements of float32, bfloat16 or float16.
 inline Floats widened(const void* x, DType dtype) {
   if (dtype == DType::f32) return read<Floats>(x);
-  const Halves half = read<Halves>(x);
-  if (dtype == DType::bf16) return floats_of(__builtin_convertvector(half, Words) << 16);
+  if (dtype == DType::bf16) return floats_of(words_of_halves(x) << 16);
 #if AO_ISA == AO_IS_avx512
-  return (Floats)_mm512_cvtph_ps((__m256i)half);
+  return (Floats)_mm512_cvtph_ps(read<__m256i>(x));
 #elif AO_ISA == AO_IS_avx2
-  return (Floats)_mm256_cvtph_ps((__m128i)half);
+  return (Floats)_mm256_cvtph_ps(read<__m128i>(x));
 #else
+  const Halves half = read<Halves>(x);
   Floats y;
   for (int i = 0; i < W; ++i) y[i] = f16_to_f32(half[i]);
   return y;
@@ -103,7 +139,7 @@ inline void store(void* to, DType dtype, Floats x) {
   if (dtype == DType::bf16) {
     const Words bits = words_of(x);
     const Words nearest = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, nan = bits >> 16 | 0x40u;
-    return write(to, __builtin_convertvector((bits & ~kSign) > kInfinity ? nan : nearest, Halves));
+    return store_halves(to, (bits & ~kSign) > kInfinity ? nan : nearest);
   }
 #if AO_ISA == AO_IS_avx512
   write(to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -119,7 +155,7 @@ inline void store(void* to, DType dtype, Floats x) {
 inline void store_randomly(void* to, Floats x, Words random) {
   const Words bits = words_of(x), size = bits & ~kSign;
   const Words upper = (size < kInfinity ? bits + random : size > kInfinity ? bits | 0x400000u : bits) >> 16;
-  write(to, __builtin_convertvector(upper, Halves));
+  store_halves(to, upper);
 }
 
 // Of moments that are stored in full, elements are float32; of others W codes.
@@ -128,31 +164,16 @@ constexpr int kCodeBits = F == MomentFormat::full ? 32 : F == MomentFormat::bits
 
 template <MomentFormat F>
 inline Words codes_at(const void* from) {
-  if constexpr (F == MomentFormat::bits4) {
-    const Pairs x = __builtin_convertvector(read<HalfBytes>(from), Pairs);  // b, 0 as words; then b & 15, b >> 4
-    return (Words)(x | x << 28) & 15u;
-  } else {
-    return __builtin_convertvector(read<Bytes>(from), Words);
-  }
+  if constexpr (F != MomentFormat::bits4) return words_of_bytes(from);
+  const Pairs x = pairs_of_bytes(from);  // b, 0 as words; then b & 15, b >> 4
+  return (Words)(x | x << 28) & 15u;
 }
 
 template <MomentFormat F>
 inline void store_codes(void* to, Words codes) {
-  if constexpr (F == MomentFormat::bits4) {
-    const Pairs x = (Pairs)codes;
-#if AO_ISA == AO_IS_avx512
-    const __m128i bytes = _mm512_cvtepi64_epi8((__m512i)(x | x >> 28));
-    _mm_storel_epi64(static_cast<__m128i*>(to), bytes);
-#else
-    write(to, __builtin_convertvector(x | x >> 28, HalfBytes));
-#endif
-  } else {
-#if AO_ISA == AO_IS_avx512
-    write(to, _mm512_cvtepi32_epi8((__m512i)codes));
-#else
-    write(to, __builtin_convertvector(codes, Bytes));
-#endif
-  }
+  if constexpr (F != MomentFormat::bits4) return store_bytes(to, codes);
+  const Pairs x = (Pairs)codes;
+  store_bytes(to, x | x >> 28);
 }
 
 template <MomentFormat F, bool SIGNED>

@@ -12,6 +12,7 @@ from torch import Tensor
 from ao_core.moments import quantize_moment
 from ao_core.rounding import random_key
 from ao_kernels.ops.adam_step import adam_scalars
+from ao_kernels.ops.lion_step import lion_scalars
 from ao_kernels.ops.moments import bits_of
 
 # Whole blocks, ragged ends, one element, none, and more than a program takes.
@@ -43,51 +44,68 @@ def moment(x: Tensor, options: Options, signed: bool) -> tuple[Tensor, Tensor | 
     )
 
 
+def drawn(shape: Sequence[int], spread: float, generator: torch.Generator) -> Tensor:
+    """Values of many magnitudes."""
+    x = torch.randn(*shape, generator=generator)
+    return x * torch.exp(spread * torch.randn(*shape, generator=generator))
+
+
+def sampled(options: Options, moments: Sequence[bool]) -> tuple[list[list[Tensor]], ...]:
+    """Parameters, gradients; values, scales of moments, of which True ones are signed."""
+    generator = torch.Generator().manual_seed(options.seed)
+    params = [drawn(s, 0.5, generator).to(options.dtype) for s in options.shapes]
+    grads = [(0.1 * drawn(s, 1.0, generator)).to(options.grad_dtype) for s in options.shapes]
+    values, scales = [], []
+    for signed in moments:
+        spread = [0.1 * drawn(s, 1.0, generator) for s in options.shapes]
+        pairs = [moment(x if signed else x * x, options, signed) for x in spread]
+        values.append([v for v, _ in pairs])
+        scales.append([s for _, s in pairs if s is not None])
+    return [params, grads], values, scales
+
+
+def randomness(options: Options) -> tuple[list[int], list[int]]:
+    """Keys and offsets."""
+    if not options.stochastic:
+        return [], []
+    count = range(len(options.shapes))
+    keys = [random_key(seed=1, stream=i, step=3) for i in count]
+    return keys, [3 * i + (1 << 32) * (i == 1) for i in count]
+
+
 def adam_arguments(options: Options) -> tuple[Any, ...]:
     """Arguments of `adam_step` in the midst of a training."""
-    generator = torch.Generator().manual_seed(options.seed)
-
-    def drawn(shape: Sequence[int], spread: float) -> Tensor:
-        """Values of many magnitudes."""
-        x = torch.randn(*shape, generator=generator)
-        return x * torch.exp(spread * torch.randn(*shape, generator=generator))
-
-    params = [drawn(s, 0.5).to(options.dtype) for s in options.shapes]
-    grads = [(0.1 * drawn(s, 1.0)).to(options.grad_dtype) for s in options.shapes]
-    state: list[list[Tensor]] = []
-    for signed in (True, False, False)[: 2 + options.amsgrad]:
-        spread = [0.1 * drawn(s, 1.0) for s in options.shapes]
-        pairs = [moment(x if signed else x * x, options, signed) for x in spread]
-        state += [[v for v, _ in pairs], [s for _, s in pairs if s is not None]]
-    state += [[], []] * (not options.amsgrad)
+    pair, values, scales = sampled(options, (True, False, False)[: 2 + options.amsgrad])
+    none: list[list[Tensor]] = [[]] * (not options.amsgrad)
     scalars = adam_scalars(
-        [3.0 + i for i in range(len(params))],
+        [3.0 + i * options.amsgrad for i in range(len(options.shapes))],
         lr=1e-2,
         betas=(0.9, 0.99),
         eps=1e-8,
         weight_decay=0.1,
         decoupled=options.decoupled,
     )
-    keys = [random_key(seed=1, stream=i, step=3) for i in range(len(params))]
-    offsets = [3 * i + (1 << 32) * (i == 1) for i in range(len(params))]
-    m, ms, v, vs, u, us = state
     return (
-        params,
-        grads,
-        m,
-        v,
-        u,
-        ms,
-        vs,
-        us,
+        *pair,
+        *values,
+        *none,
+        *scales,
+        *none,
         scalars,
         options.state_bits,
         options.block_size,
         options.decoupled,
         options.maximize,
-        keys if options.stochastic else [],
-        offsets if options.stochastic else [],
+        *randomness(options),
     )
+
+
+def lion_arguments(options: Options) -> tuple[Any, ...]:
+    """Arguments of `lion_step` in the midst of a training."""
+    pair, values, scales = sampled(options, (True,))
+    scalars = lion_scalars(len(options.shapes), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    others = (scalars, options.state_bits, options.block_size, options.maximize)
+    return (*pair, *values, *scales, *others, *randomness(options))
 
 
 def copied(args: Sequence[Any], device: str = "cpu") -> tuple[Any, ...]:
@@ -109,7 +127,8 @@ def bytes_of(x: Tensor) -> Tensor:
 
 def assert_same_state(args: Sequence[Any], expected: Sequence[Any], first: int = 2) -> None:
     """The moments, codes and scales, have the same bits; NaNs may differ."""
-    for place in range(first, 8):
+    places = [i for i, a in enumerate(args) if isinstance(a, list)]
+    for place in places[first:-2]:  # the last two are keys and offsets
         for i, (a, b) in enumerate(zip(args[place], expected[place], strict=True)):
             a = a.cpu()
             assert a.dtype == b.dtype and a.shape == b.shape

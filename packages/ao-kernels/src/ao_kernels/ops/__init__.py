@@ -22,6 +22,7 @@ from ao_kernels.ops.int8_static_linear import int8_static_linear
 from ao_kernels.ops.intx_embedding import intx_embedding
 from ao_kernels.ops.intx_grouped_linear import intx_grouped_linear
 from ao_kernels.ops.intx_linear import intx_linear
+from ao_kernels.ops.lion_step import lion_step
 from ao_kernels.ops.quantize_block import quantize_block
 from ao_kernels.ops.quantize_rowwise import quantize_rowwise
 from ao_kernels.ops.quantize_tensorwise import quantize_tensorwise
@@ -49,6 +50,7 @@ __all__ = [
     "intx_embedding",
     "intx_grouped_linear",
     "intx_linear",
+    "lion_step",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",

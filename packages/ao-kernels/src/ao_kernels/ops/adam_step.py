@@ -51,39 +51,14 @@ def adam_scalars(
     Numbers may be tensors of one element. Where some are on a GPU the result is there, too, and the
     host does not wait for them; else it is on the CPU.
     """
-    given = [
-        float(x) if isinstance(x, Tensor) and x.device.type == "cpu" else x
-        for x in (lr, *betas, weight_decay)
-    ]
-    device = next((x.device for x in given if isinstance(x, Tensor)), None)
-    distinct = sorted(set(steps))
-    if device is None:
-        rows = [_row(step, *given, eps, decoupled) for step in distinct]
-        found = torch.tensor(rows, dtype=torch.float64).view(len(rows), len(COLUMNS))
-    else:
-        step = moments.sent(torch.tensor(distinct, dtype=torch.float64), device)
-        columns = [
-            x.detach().reshape(()).to(device).double().expand(len(distinct))
-            if isinstance(x, Tensor)
-            else torch.full_like(step, x)
-            for x in given
-        ]
-        row = _row(step, *columns, torch.full_like(step, eps), decoupled)
-        found = torch.stack(row, 1)
-    if len(distinct) == 1:
-        return found.expand(len(steps), len(COLUMNS))
-    place = {step: i for i, step in enumerate(distinct)}
-    index = torch.tensor([place[step] for step in steps])
-    return found[moments.sent(index, found.device)]
 
+    def row(t: Any, lr: Any, beta1: Any, beta2: Any, weight_decay: Any) -> tuple[Any, ...]:
+        decay = 1 - lr * weight_decay if decoupled else weight_decay
+        root = (1 - beta2**t) ** -0.5
+        size = lr / (1 - beta1**t)
+        return decay, beta1, 1 - beta1, beta2, 1 - beta2, root, eps + 0 * t, size
 
-def _row(
-    t: Any, lr: Any, beta1: Any, beta2: Any, weight_decay: Any, eps: Any, decoupled: bool
-) -> tuple[Any, ...]:
-    """The columns of numbers, or of tensors of one shape."""
-    decay = 1 - lr * weight_decay if decoupled else weight_decay
-    root = (1 - beta2**t) ** -0.5
-    return decay, beta1, 1 - beta1, beta2, 1 - beta2, root, eps, lr / (1 - beta1**t)
+    return moments.scalar_rows(steps, (lr, *betas, weight_decay), row)
 
 
 @op(

@@ -23,6 +23,7 @@ __all__ = [
     "ready",
     "root",
     "run_compiled",
+    "scalar_rows",
     "sent",
     "store",
 ]
@@ -42,6 +43,41 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
+
+
+def scalar_rows(
+    steps: Sequence[float],
+    given: Sequence[float | Tensor],
+    row: Callable[..., tuple[Any, ...]],
+) -> Tensor:
+    """(T, 8) float64: what ``row`` makes of each step and the hyperparameters, from numbers or from
+    tensors of one shape.
+
+    Where some of the hyperparameters are on a GPU the result is there, too, and the host does not
+    wait for them.
+    """
+    given = [
+        float(x) if isinstance(x, Tensor) and x.device.type == "cpu" else x for x in given
+    ]
+    device = next((x.device for x in given if isinstance(x, Tensor)), None)
+    distinct = sorted(set(steps))
+    if device is None:
+        rows = [row(step, *given) for step in distinct]
+        found = torch.tensor(rows, dtype=torch.float64).view(len(rows), -1 if rows else 8)
+    else:
+        step = sent(torch.tensor(distinct, dtype=torch.float64), device)
+        columns = [
+            x.detach().reshape(()).to(device).double().expand(len(distinct))
+            if isinstance(x, Tensor)
+            else torch.full_like(step, x)
+            for x in given
+        ]
+        found = torch.stack(row(step, *columns), 1)
+    if len(distinct) == 1:
+        return found.expand(len(steps), found.shape[1])
+    place = {step: i for i, step in enumerate(distinct)}
+    index = torch.tensor([place[step] for step in steps], dtype=torch.int64)
+    return found[sent(index, found.device)]
 
 
 Lists = Sequence[Sequence[Tensor]]

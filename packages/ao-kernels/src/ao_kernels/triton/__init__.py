@@ -19,6 +19,7 @@ KERNELS = (
     "int8_grouped_linear",
     "int8_static_linear",
     "intx_grouped_linear",
+    "lion_step",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",

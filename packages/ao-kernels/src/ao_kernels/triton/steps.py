@@ -143,7 +143,7 @@ def run(
     columns += [[0] * len(params)] * (9 - len(columns))
     columns += [offsets, keys] if stochastic else [[0] * len(params)] * 2
     table = sent(torch.tensor(columns, dtype=torch.int64).t().contiguous(), device)
-    scalars = sent(scalars, device)
+    scalars = sent(scalars.contiguous(), device)  # one row may stand for all
     n = 256 if full else block_size
     rows = max(1, _TILE // n)
     aligned = tuple(not any(each[i] % 16 for each in addresses) for i in range(len(params)))
