@@ -9,6 +9,7 @@ Everything is plain torch; the state is plain tensors.
 from importlib.metadata import PackageNotFoundError, version
 
 from .adam import Adam4bit, Adam8bit, AdamFp8, AdamW, AdamW4bit, AdamW8bit, AdamWFp8
+from .offload import CPUOffloadOptimizer
 
 try:
     __version__ = version("ao-optim")
@@ -23,5 +24,6 @@ __all__ = [
     "AdamW4bit",
     "AdamW8bit",
     "AdamWFp8",
+    "CPUOffloadOptimizer",
     "__version__",
 ]

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["element_index", "is_sharded", "local_part", "local_part_as", "whole_like"]
+__all__ = [
+    "element_index",
+    "host_like_parameter",
+    "is_sharded",
+    "local_part",
+    "local_part_as",
+    "whole_like",
+]
 
 
 def is_sharded(x: object) -> bool:
@@ -55,6 +62,21 @@ def whole_like(part: Tensor, parameter: Any) -> Tensor:
         shape=parameter.shape,
         stride=parameter.stride(),
     )
+
+
+def host_like_parameter(part: Tensor, parameter: Any) -> Tensor:
+    """`part`, on the CPU, as a tensor laid out as `parameter`, which may be on another device.
+
+    For a DTensor that is what FSDP2 makes of parameters that it keeps on the CPU: a DTensor over
+    the parameter's mesh. `DTensor.from_local` would move the part to the mesh's device.
+    """
+    if not is_sharded(parameter):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    # mypy sees the class's __new__, not the decorator of its arguments
+    whole: Tensor = DTensor(part, parameter._spec, requires_grad=False)
+    return whole
 
 
 def element_index(parameter: Any) -> Tensor:
