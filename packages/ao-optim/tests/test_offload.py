@@ -324,12 +324,11 @@ def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
     net, optimizer = trained(partial(CPUOffloadOptimizer, optimizer_class=AdamW8bit))
     before = state_bits(optimizer.state_dict())
     _, other = trained(AdamW4bit)
-    broken = optimizer.state_dict()
-    broken["state"][0] = {**broken["state"][0]}
-    del broken["state"][0]["exp_avg_scale"]
+    broken = copy.deepcopy(optimizer.state_dict())
+    del broken["state"][0]["exp_avg"]
     for state, words in (
         (other.state_dict(), "holds the state of AdamW4bit"),
-        (broken, "lacks exp_avg_scale"),
+        (broken, "lacks exp_avg_codes"),
         ({}, "has nothing"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .adam_update import adam_update
-from .loading import checked_full_state, checked_state, full_state
+from .loading import checked_full_state, checked_state, full_state, own_state
 from .moments import FORMATS, StateBits
 from .record import Layout, layout_of, mismatch, new_record, read_moment, write_moment
 from .rounding import random_bits, round_to_bfloat16
@@ -171,6 +171,11 @@ class QuantizedAdam(Optimizer):
             bits = random_bits(index, seed=group["seed"], stream=place, step=int(step))
             new = round_to_bfloat16(new, bits)
         p.copy_(new)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Options and state, to continue bit for bit; of DTensor parameters it holds DTensors, for
+        torch.distributed.checkpoint. `ao_optim.resharding` documents the tensors."""
+        return own_state(self, super().state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` of the same class gave, to continue bit for bit.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .sharding import host_like_parameter, is_sharded, local_part, local_part_as
+from .sharding import is_sharded, local_part, local_part_as, whole_like
 from .total_norm import total_norm
 from .transfers import Arrival, Transfers, transfers_of
 
@@ -148,7 +148,7 @@ class CPUOffloadOptimizer(Optimizer):
         # Memory that nothing writes takes no room: that of a frozen parameter
         ours = Transfers() if not parameter.requires_grad else transfers
         host = nn.Parameter(
-            host_like_parameter(ours.host_like(part), parameter),
+            whole_like(ours.host_like(part), parameter),
             requires_grad=parameter.dtype.is_floating_point,
         )
         lane = _Lane(parameter, host, transfers)
@@ -416,7 +416,7 @@ class CPUOffloadOptimizer(Optimizer):
             lane.arrival = None
             if self._scale != 1.0:
                 lane.gradient *= self._scale
-            lane.host.grad = host_like_parameter(lane.gradient, lane.parameter)
+            lane.host.grad = whole_like(lane.gradient, lane.parameter)
         try:
             self.base.step()
         finally:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 __all__ = [
     "element_index",
-    "host_like_parameter",
     "is_sharded",
     "local_part",
     "local_part_as",
@@ -48,34 +47,23 @@ def local_part_as(x: Any, parameter: Any) -> Any:
     return local_part(distribute_tensor(x, mesh, placements, src_data_rank=None))
 
 
-def whole_like(part: Tensor, parameter: Any) -> Tensor:
-    """The inverse of `local_part`: a DTensor laid out as `parameter`, of this rank's part."""
-    if not is_sharded(parameter):
-        return part
-    from torch.distributed.tensor import DTensor
+def whole_like(part: Tensor, parameter: Any, *, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The inverse of `local_part`: a DTensor laid out as `parameter`, of this rank's part.
 
-    return DTensor.from_local(
-        part,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-
-
-def host_like_parameter(part: Tensor, parameter: Any) -> Tensor:
-    """`part`, on the CPU, as a tensor laid out as `parameter`, which may be on another device.
-
-    For a DTensor that is what FSDP2 makes of parameters that it keeps on the CPU: a DTensor over
-    the parameter's mesh. `DTensor.from_local` would move the part to the mesh's device.
+    shape: of the whole, whose first dimensions are sharded as the parameter's; None stands for the
+    parameter's. The part stays where it is, on the CPU also if the mesh is of another device: so
+    FSDP2 keeps parameters there. `DTensor.from_local` would move it.
     """
     if not is_sharded(parameter):
         return part
     from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
-    # mypy sees the class's __new__, not the decorator of its arguments
-    whole: Tensor = DTensor(part, parameter._spec, requires_grad=False)
+    size = torch.Size(parameter.shape if shape is None else shape)
+    stride = parameter.stride() if shape is None else torch.empty(size, device="meta").stride()
+    meta = TensorMeta(size, stride, part.dtype)
+    spec = DTensorSpec(parameter.device_mesh, parameter.placements, tensor_meta=meta)
+    whole: Tensor = DTensor(part, spec, requires_grad=False)
     return whole
 
 
