@@ -7,9 +7,9 @@ import torch.distributed as dist
 from steps import values
 from torch import Tensor, nn
 
-from ao_optim import AdamW, AdamW4bit, AdamW8bit, AdamWFp8
+from ao_optim import AdamW, AdamW4bit, AdamW8bit, AdamWFp8, Muon
 
-KINDS = (AdamW8bit, AdamW4bit, AdamWFp8, AdamW)
+KINDS = (AdamW8bit, AdamW4bit, AdamWFp8, AdamW, Muon)
 
 
 def check_steps() -> None:
@@ -64,7 +64,7 @@ def check_uneven(kind: type) -> None:
         n = part.to_local().numel()
         assert n != part.numel() // 2 and optimizer.state[part]["step"] == 3
         difference = (part.full_tensor() - whole).norm() / (whole - values(*shape)).norm()
-        limit = {AdamW8bit: 0.02, AdamW4bit: 0.3, AdamWFp8: 0.06, AdamW: 1e-6}[kind]
+        limit = {AdamW8bit: 0.02, AdamW4bit: 0.3, AdamWFp8: 0.06, AdamW: 1e-6, Muon: 0.02}[kind]
         assert difference < limit, (kind, dim, difference)
         again = kind([part], bf16_stochastic_round=True)
         again.load_state_dict(optimizer.state_dict())

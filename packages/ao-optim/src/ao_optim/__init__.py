@@ -9,6 +9,7 @@ Everything is plain torch; the state is plain tensors.
 from importlib.metadata import PackageNotFoundError, version
 
 from .adam import Adam4bit, Adam8bit, AdamFp8, AdamW, AdamW4bit, AdamW8bit, AdamWFp8
+from .muon import Muon
 from .offload import CPUOffloadOptimizer
 
 try:
@@ -25,5 +26,6 @@ __all__ = [
     "AdamW8bit",
     "AdamWFp8",
     "CPUOffloadOptimizer",
+    "Muon",
     "__version__",
 ]
