@@ -114,7 +114,7 @@ def test_from_torch(kind: Any) -> None:
     group = ours.param_groups[0]
     assert (group["lr"], group["amsgrad"], group["block_size"]) == (0.02, True, 64)
     back = ours.full_state_dict()["state"]
-    limit = {AdamW8bit: 0.0071, AdamW4bit: 0.1126, AdamWFp8: 2.0**-4, AdamW: 0.0}[kind]
+    limit = {AdamW8bit: 0.016, AdamW4bit: 0.16, AdamWFp8: 2.0**-4, AdamW: 0.0}[kind]
     for key, record in theirs.state_dict()["state"].items():
         assert back[key]["step"] == 5
         for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ao_core.moments import FORMATS, StateBits
+
 from .loading import checked_state, own_state
-from .moments import FORMATS, StateBits
 from .record import Layout, layout_of, mismatch, new_record, read_moment, write_moment
 from .rounding import random_bits, round_to_bfloat16
 from .sharding import element_index, is_sharded, local_part, local_part_as, whole_like

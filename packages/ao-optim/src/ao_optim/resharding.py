@@ -148,29 +148,31 @@ def requantized(name: str, x: Tensor, layout: Layout) -> dict[str, Tensor]:
     """The tensors of the record that hold the moment `x`; if it was decoded from blocks like the
     layout's, those that it was decoded from.
 
-    A scale is found from the largest element of its block, which may give a neighbour of the scale
-    that the element was made with: the neighbour that gives all elements of the block again is
-    taken.
+    A scale is found from the largest element of its block, and may be a float32 or two beside the
+    one that the element was made with: of these the one that gives the block's elements is taken.
     """
     found = encoded_moment(name, x, layout)
     codes, scale = found[f"{name}_codes"], found[f"{name}_scale"]
 
-    def decoded(scale: Tensor) -> Tensor:
-        return dequantize_moment(
+    flat = x.float().flatten()
+
+    def fits(scale: Tensor) -> Tensor:
+        """Of each block, whether its codes times the scale are its elements."""
+        decoded = dequantize_moment(
             codes,
             scale,
             bits=layout.bits,
             signed=SIGNED[name],
             block_size=layout.block_size,
         )
+        same = torch.ones_like(decoded, dtype=torch.bool)  # also what fills up the last block
+        same.view(-1)[: flat.numel()] = decoded.view(-1)[: flat.numel()] == flat
+        return same.all(dim=1)
 
-    blocks = x.float().flatten()
-    blocks = torch.nn.functional.pad(blocks, (0, -blocks.numel() % layout.block_size))
-    blocks = blocks.view(-1, layout.block_size)
-    below, above = (torch.nextafter(scale, torch.full_like(scale, end)) for end in (0.0, torch.inf))
-    for candidate in (below, above):
-        wrong = (decoded(scale) != blocks).any(dim=1)
-        right = (decoded(candidate) == blocks).all(dim=1)
-        scale = torch.where(wrong & right, candidate, scale)
+    for end in (0.0, torch.inf):
+        candidate = found[f"{name}_scale"]
+        for _ in range(2):  # roundings of the product and of the largest value's inverse
+            candidate = torch.nextafter(candidate, torch.full_like(candidate, end))
+            scale = torch.where(fits(scale) | ~fits(candidate), scale, candidate)
     found[f"{name}_scale"] = scale
     return found

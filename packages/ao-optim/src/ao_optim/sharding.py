@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "element_index",
+    "first_index",
     "is_sharded",
     "local_part",
     "local_part_as",
@@ -67,16 +68,35 @@ def whole_like(part: Tensor, parameter: Any, *, shape: tuple[int, ...] | None = 
     return whole
 
 
+def first_index(parameter: Any) -> int | None:
+    """The row-major index in the whole parameter of the first element of this rank's part; None if
+    the others do not follow it one by one."""
+    if not is_sharded(parameter):
+        return 0
+    part, offsets = local_part(parameter), _offsets(parameter)
+    cut = False  # one of the dimensions behind
+    for dim in reversed(range(part.ndim)):
+        if cut and part.shape[dim] > 1:
+            return None
+        cut |= part.shape[dim] != parameter.shape[dim]
+    strides = (math.prod(parameter.shape[dim + 1 :]) for dim in range(part.ndim))
+    return sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
+
+
+def _offsets(parameter: Any) -> tuple[int, ...]:
+    """Where this rank's part of a DTensor begins in the whole."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offsets = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    return tuple(offsets)
+
+
 def element_index(parameter: Any) -> Tensor:
     """Of each element of this rank's part, its row-major index in the whole parameter (int64)."""
     part = local_part(parameter)
-    offsets: tuple[int, ...] = (0,) * part.ndim
-    if is_sharded(parameter):
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        _, offsets = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
+    offsets = _offsets(parameter) if is_sharded(parameter) else (0,) * part.ndim
     index = torch.zeros((), dtype=torch.int64, device=part.device)
     for dim, (size, offset) in enumerate(zip(part.shape, offsets, strict=True)):
         stride = math.prod(parameter.shape[dim + 1 :])

@@ -1,5 +1,6 @@
 """The ops, one module each; below the public functions only plain tensors travel."""
 
+from ao_kernels.ops.adam_step import adam_step
 from ao_kernels.ops.float8_dynamic_grouped_linear import float8_dynamic_grouped_linear
 from ao_kernels.ops.float8_dynamic_linear import float8_dynamic_linear
 from ao_kernels.ops.float8_embedding import float8_embedding
@@ -26,6 +27,7 @@ from ao_kernels.ops.quantize_rowwise import quantize_rowwise
 from ao_kernels.ops.quantize_tensorwise import quantize_tensorwise
 
 __all__ = [
+    "adam_step",
     "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
     "float8_embedding",

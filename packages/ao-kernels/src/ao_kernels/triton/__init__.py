@@ -4,6 +4,7 @@
 """
 
 KERNELS = (
+    "adam_step",
     "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
     "float8_grouped_linear",
