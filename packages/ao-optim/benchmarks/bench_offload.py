@@ -6,10 +6,12 @@
 Every side trains the same bfloat16 model in turn, the first side once more at the end, so that a
 drift of the machine shows. A step is forward, backward and `step()`, until the device is idle.
 
-The counted limit of a side with its gradients on the way while backward runs: the longest of
+The counted limit of a side whose copies and steps overlap with backward is the longest of
  * the model's own time without an optimizer,
- * the bus: 2 bytes a parameter down, 2 up, both directions at once, at the rate that is measured,
- * the CPU: the base optimizer's step over all parameters, measured alone,
+ * the bus: bytes down and up, both directions at once, at the rate that is measured: 2 bytes a
+   parameter each way for gradients and weights, or the state's bytes,
+ * the CPU, if it steps: the base optimizer's step over all parameters, measured alone, behind
+   forward, in which there are no gradients,
 plus what the last batch of parameters (64 MB) takes, which no computation hides.
 """
 
@@ -28,16 +30,22 @@ import torch
 from llama import Shape, Stack
 
 import ao_optim
-from ao_optim import CPUOffloadOptimizer
+from ao_optim import CPUOffloadOptimizer, StateOffloadOptimizer
 
 SHAPE = Shape(width=4096, layers=8, heads=32, kv_heads=8, hidden=14336)
 TINY = Shape(width=128, layers=2, heads=4, kv_heads=2, hidden=256)
 LR = 1e-5
 
 
-def offload(base: type, *, in_backward: bool, **options: Any) -> Callable[[Any], Any]:
+def offload(base: type, **options: Any) -> Callable[[Any], Any]:
     return lambda params: CPUOffloadOptimizer(
-        params, base, offload_gradients=True, step_in_backward=in_backward, lr=LR, **options
+        params, base, offload_gradients=True, lr=LR, **options
+    )
+
+
+def state(base: type, **options: Any) -> Callable[[Any], Any]:
+    return lambda params: StateOffloadOptimizer(
+        params, base, step_in_backward=True, lr=LR, **options
     )
 
 
@@ -50,20 +58,22 @@ def torchao(params: Any) -> Any:
 SIDES: dict[str, Callable[[Any], Any]] = {
     "plain": lambda params: torch.optim.AdamW(params, lr=LR, fused=True),
     "8bit": lambda params: ao_optim.AdamW8bit(params, lr=LR),
-    "8bit-backward": offload(ao_optim.AdamW8bit, in_backward=True),
-    "fused-backward": offload(torch.optim.AdamW, in_backward=True, fused=True),
-    "8bit-offload": offload(ao_optim.AdamW8bit, in_backward=False),
-    "fused-offload": offload(torch.optim.AdamW, in_backward=False, fused=True),
+    "8bit-state": state(ao_optim.AdamW8bit),
+    "4bit-state": state(ao_optim.AdamW4bit),
+    "fused-state": state(torch.optim.AdamW, fused=True),
+    "8bit-offload": offload(ao_optim.AdamW8bit),
+    "fused-offload": offload(torch.optim.AdamW, fused=True),
     "torchao": torchao,
 }
 WORDS = {
     "plain": "torch.optim.AdamW, fused, on the GPU",
     "8bit": "AdamW8bit on the GPU",
-    "8bit-backward": "offload, AdamW8bit, in backward",
-    "fused-backward": "offload, torch AdamW fused, in backward",
-    "8bit-offload": "offload, AdamW8bit",
-    "fused-offload": "offload, torch AdamW fused",
-    "torchao": "torchao's offload, torch AdamW fused",
+    "8bit-state": "StateOffload, AdamW8bit, in backward",
+    "4bit-state": "StateOffload, AdamW4bit, in backward",
+    "fused-state": "StateOffload, torch AdamW fused, in backward",
+    "8bit-offload": "CPUOffload, AdamW8bit",
+    "fused-offload": "CPUOffload, torch AdamW fused",
+    "torchao": "torchao's CPUOffload, torch AdamW fused",
 }
 
 
@@ -111,6 +121,8 @@ def measured(side: str, options: argparse.Namespace, shape: Shape) -> dict[str, 
     }
     if isinstance(optimizer, CPUOffloadOptimizer):
         row["cpu_ms"] = cpu_step(optimizer)
+    if isinstance(optimizer, StateOffloadOptimizer):
+        row["state_bytes"] = sum(x.nbytes for r in optimizer.state.values() for x in r.values())
     return row
 
 
@@ -175,7 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--sides", default="plain,fused-backward,fused-offload,torchao")
+    parser.add_argument(
+        "--sides", default="plain,8bit-state,4bit-state,fused-state,fused-offload,torchao"
+    )
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=SHAPE.layers)
     parser.add_argument("--warm", type=int, default=2)
@@ -220,9 +234,14 @@ def main() -> None:
             "CPU step ms": f"{row['cpu_ms']:.0f}" if "cpu_ms" in row else "",
             "limit ms": "",
         }
+        last = min((64 << 20) / (2 * n), 1.0)  # the share of the last batch
         if "cpu_ms" in row:
-            last = min((64 << 20) / (2 * n), 1) * (row["cpu_ms"] + 2 * bus_ms)
-            row["limit_ms"] = max(alone, bus_ms, row["cpu_ms"]) + last
+            row["limit_ms"] = max(alone, bus_ms, alone / 4 + row["cpu_ms"])
+            row["limit_ms"] += last * (row["cpu_ms"] + 2 * bus_ms)
+        if "state_bytes" in row:
+            state_ms = bus_ms * row["state_bytes"] / (2 * n)
+            row["limit_ms"] = max(alone, state_ms) + last * 2 * state_ms
+        if "limit_ms" in row:
             cells["limit ms"] = f"{row['limit_ms']:.1f}"
         lines.append(cells)
     print(rows.table(lines))

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .adam import Adam4bit, Adam8bit, AdamFp8, AdamW, AdamW4bit, AdamW8bit, AdamWFp8
 from .muon import Muon
 from .offload import CPUOffloadOptimizer
+from .state_offload import StateOffloadOptimizer
 
 try:
     __version__ = version("ao-optim")
@@ -27,5 +28,6 @@ __all__ = [
     "AdamWFp8",
     "CPUOffloadOptimizer",
     "Muon",
+    "StateOffloadOptimizer",
     "__version__",
 ]

@@ -10,18 +10,15 @@ docs/decisions/0021-offload.md says what was decided and why.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from .gradients import as_groups, check_dense, check_optimizer_class, hook_gradients
 from .sharding import is_sharded, local_part, local_part_as, whole_like
 from .total_norm import total_norm
 from .transfers import Arrival, Transfers, transfers_of
@@ -29,9 +26,6 @@ from .transfers import Arrival, Transfers, transfers_of
 __all__ = ["CPUOffloadOptimizer"]
 
 BATCH = 64 << 20  # bytes of parameters that the base optimizer gets in one call
-
-# Whose hooks take the gradient of a parameter: those of the optimizer that was built last.
-_takers = WeakTensorKeyDictionary()
 
 
 @dataclass(eq=False)
@@ -44,7 +38,6 @@ class _Lane:
     gradient: Tensor | None = None  # the part of this rank, on the CPU
     arrival: Arrival | None = None  # while a gradient waits for its step
     version: int | None = None  # of the parameter when its copy was last the same
-    mark: Any = None  # behind the device's last use of the parameter
     hook: Any = field(default=None, repr=False)
 
 
@@ -65,10 +58,6 @@ class CPUOffloadOptimizer(Optimizer):
             `parameter.grad` is None then: clip with `optimizer.clip_grad_norm_`.
             False: gradients stay on the device until `step`, for GradScaler and others that read
             or change them.
-        step_in_backward: update each parameter when its gradient arrives, while backward computes
-            the others, so that `step` only waits for what is left. Takes offload_gradients, one
-            backward a step and no clipping; options of the groups are read when the first gradient
-            arrives.
         options: arguments of the base optimizer, such as lr, and fused=True for torch.optim.AdamW.
 
     `param_groups`, `state`, `state_dict()` and `load_state_dict()` are those of the base optimizer,
@@ -76,8 +65,12 @@ class CPUOffloadOptimizer(Optimizer):
     own dtype twice (copy and gradient), pinned, which torch rounds up to a power of two a tensor;
     and the state of the base optimizer.
 
-    Raises TypeError if `optimizer_class` is no optimizer, ValueError for LBFGS and for
-    step_in_backward without offload_gradients, NotImplementedError for devices but CPU and CUDA.
+    The CPU's work overlaps with the device's backward pass: `step` may be called while the device
+    still computes, as it is in a loop that does not look at losses before, and updates parameters
+    in the order in which gradients arrive.
+
+    Raises TypeError if `optimizer_class` is no optimizer, ValueError for LBFGS, NotImplementedError
+    for devices but CPU and CUDA.
     """
 
     def __init__(
@@ -86,32 +79,15 @@ class CPUOffloadOptimizer(Optimizer):
         optimizer_class: type[Optimizer] = torch.optim.AdamW,
         *,
         offload_gradients: bool = False,
-        step_in_backward: bool = False,
         **options: Any,  # of a class that is the caller's
     ) -> None:
-        if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
-            raise TypeError(
-                f"optimizer_class is a class of optimizers, such as AdamW8bit, got "
-                f"{optimizer_class!r}"
-            )
-        if issubclass(optimizer_class, torch.optim.LBFGS | CPUOffloadOptimizer):
-            raise ValueError(
-                f"{optimizer_class.__name__} cannot run on the CPU for some parameters at a time; "
-                "take an optimizer that treats each parameter alone"
-            )
-        if step_in_backward and not offload_gradients:
-            raise ValueError("step_in_backward=True takes offload_gradients=True")
-        self.offload_gradients, self.step_in_backward = offload_gradients, step_in_backward
+        check_optimizer_class(optimizer_class)
+        self.offload_gradients = offload_gradients
         self._transfers: dict[torch.device, Transfers] = {}
         self._lanes: dict[Tensor, _Lane] = {}
         self._waiting: dict[_Lane, None] = {}  # whose gradient is there, in the order of arrival
         self._scale = 1.0  # of the gradients, from clipping
-        self._pool: ThreadPoolExecutor | None = None
-        self._batch: list[_Lane] = []
-        self._stepped: set[_Lane] = set()  # in this backward
-        self._futures: list[Future[None]] = []
-        self._lock = threading.Lock()
-        groups = [self._host_group(group) for group in _as_groups(params)]
+        groups = [self._host_group(group) for group in as_groups(params)]
         self.base = optimizer_class([host for _, host in groups], **options)
         with_options = [
             {**base, "params": group["params"]}
@@ -159,17 +135,8 @@ class CPUOffloadOptimizer(Optimizer):
         return lane
 
     def _register_hook(self, lane: _Lane) -> None:
-        if not self.offload_gradients:
-            return
-        me = weakref.ref(self)  # parameters outlive optimizers
-        _takers[lane.parameter] = me
-
-        def receive(parameter: Tensor) -> None:
-            optimizer = me()
-            if optimizer is not None and _takers.get(parameter) is me:
-                optimizer._receive(parameter)
-
-        lane.hook = lane.parameter.register_post_accumulate_grad_hook(receive)
+        if self.offload_gradients:
+            lane.hook = hook_gradients(lane.parameter, self, type(self)._receive)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to this and to the base optimizer, as torch.optim does."""
@@ -205,38 +172,23 @@ class CPUOffloadOptimizer(Optimizer):
         lane = self._lanes[parameter]
         if parameter.grad is None:
             return
-        with torch.no_grad(), self._lock:
-            if lane in self._stepped:
-                parameter.grad = None
-                raise RuntimeError(
-                    "a parameter got a second gradient before step(): with step_in_backward=True "
-                    "there is one backward a step. Use step_in_backward=False to add up gradients"
-                )
-            if self.step_in_backward and not self._stepped:
-                self._give_options()
+        with torch.no_grad():
             self._take(lane)
             parameter.grad = None
-            if self.step_in_backward:
-                self._submit(lane)
 
     def _take(self, lane: _Lane) -> None:
         """Start moving `parameter.grad` to the CPU."""
         gradient = lane.parameter.grad
         assert gradient is not None
-        if gradient.layout != torch.strided:
-            raise NotImplementedError(
-                f"CPUOffloadOptimizer takes dense gradients, got {gradient.layout}; build the "
-                "embedding with sparse=False"
-            )
+        check_dense(gradient)
         source = local_part_as(gradient.detach(), lane.parameter)
         self._refresh(lane)
         if lane.gradient is None:
             lane.gradient = lane.transfers.host_like(local_part(lane.parameter.detach()))
         add = self.offload_gradients and lane.arrival is not None
         lane.arrival = lane.transfers.fetch(
-            source, lane.gradient, add=add, foreign=is_sharded(gradient)
+            source, lane.gradient, add=add, norm=True, foreign=is_sharded(gradient)
         )
-        lane.mark = lane.transfers.mark()
         self._waiting[lane] = None
 
     def _refresh(self, lane: _Lane) -> None:
@@ -258,22 +210,13 @@ class CPUOffloadOptimizer(Optimizer):
         Needed only if weights were changed behind autograd's back, by way of `.data`: changes that
         torch counts (load_state_dict, copy_ under no_grad) are seen.
         """
-        self._wait_for_steps()
         for lane in self._lanes.values():
             lane.version = None
             if lane.parameter.requires_grad:
                 self._refresh(lane)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, those on the CPU included.
-
-        RuntimeError if parameters were updated with them already, by step_in_backward.
-        """
-        if self._stepped:
-            raise RuntimeError(
-                "zero_grad() before step(): with step_in_backward=True parameters have been "
-                "updated already. Call step() first, or use step_in_backward=False"
-            )
+        """Forget all gradients, those on the CPU included."""
         for lane in self._waiting:
             lane.arrival = None
         self._waiting.clear()
@@ -287,14 +230,9 @@ class CPUOffloadOptimizer(Optimizer):
         """torch.nn.utils.clip_grad_norm_ over the gradients of all groups, wherever they are.
 
         Returns the norm before clipping, 0-d, in float32 where gradients were offloaded. They are
-        scaled when `step` uses them. RuntimeError with step_in_backward=True, where steps do not
-        wait for a norm, and for a norm that is not finite if error_if_nonfinite.
+        scaled when `step` uses them. It waits for all gradients. RuntimeError for a norm that is
+        not finite if error_if_nonfinite.
         """
-        if self.step_in_backward:
-            raise RuntimeError(
-                "clip_grad_norm_ needs all gradients before the first step: build the optimizer "
-                "with step_in_backward=False"
-            )
         if not self.offload_gradients:
             params = [parameter for parameter in self._lanes if parameter.grad is not None]
             return nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite)
@@ -304,6 +242,7 @@ class CPUOffloadOptimizer(Optimizer):
             assert lane.arrival is not None and lane.gradient is not None
             lane.arrival.wait()
             if norm_type == 2.0:
+                assert lane.arrival.norm is not None
                 parts.append((lane.parameter, lane.arrival.norm))
             else:
                 norm = torch.linalg.vector_norm(lane.gradient, norm_type, dtype=torch.float32)
@@ -336,26 +275,12 @@ class CPUOffloadOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.step_in_backward and self._stepped:
-            self._check_options()
-        else:
-            self._give_options()
-        with self._lock:
-            self._collect()
-            if self.step_in_backward:
-                for lane in list(self._waiting):
-                    if lane not in self._stepped:
-                        self._submit(lane)
-                self._submit_batch()
-            else:
-                marks = {t: t.mark() for t in {lane.transfers for lane in self._waiting}}
-                for batch in _batches(list(self._waiting)):
-                    for lane in batch:
-                        lane.mark = marks[lane.transfers]
-                    self._update(batch)
-        self._wait_for_steps()
+        self._give_options()
+        self._collect()
+        marks = {each: each.mark() for each in self._transfers.values()}
+        for batch in _batches(list(self._waiting)):
+            self._update(batch, marks)
         self._waiting.clear()
-        self._stepped.clear()
         self._scale = 1.0
         for transfers in self._transfers.values():
             transfers.join()
@@ -366,46 +291,13 @@ class CPUOffloadOptimizer(Optimizer):
         """Take gradients that no hook took: all, if they stay on the device."""
         for lane in self._lanes.values():
             if lane.parameter.grad is not None:
-                if lane in self._stepped:
-                    raise RuntimeError("a parameter that was updated in backward has a gradient")
                 self._take(lane)
                 if self.offload_gradients:
                     lane.parameter.grad = None
             if lane.parameter.requires_grad and lane.hook is None:
                 self._register_hook(lane)  # not frozen any more
 
-    def _check_options(self) -> None:
-        for number, (base, now) in enumerate(
-            zip(self.base.param_groups, self._options(), strict=True)
-        ):
-            changed = [name for name, value in now.items() if not _same(base.get(name), value)]
-            if changed:
-                raise RuntimeError(
-                    f"{', '.join(changed)} of group {number} changed between backward and step(): "
-                    "with step_in_backward=True parameters were updated with the old value. "
-                    "Change options before backward"
-                )
-
-    def _submit(self, lane: _Lane) -> None:
-        self._stepped.add(lane)
-        self._batch.append(lane)
-        if sum(_nbytes(each) for each in self._batch) >= BATCH:
-            self._submit_batch()
-
-    def _submit_batch(self) -> None:
-        if self._batch:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(1, "CPUOffloadOptimizer")
-            self._futures.append(self._pool.submit(self._update, self._batch))
-            self._batch = []
-
-    def _wait_for_steps(self) -> None:
-        futures, self._futures = self._futures, []
-        for future in futures:
-            future.result()
-
-    @torch.no_grad()
-    def _update(self, batch: list[_Lane]) -> None:
+    def _update(self, batch: list[_Lane], marks: dict[Transfers, Any]) -> None:
         """One call of the base optimizer for the parameters of a batch; starts to copy them back.
 
         What the batch's copies are read for has happened: their gradients came after it.
@@ -424,7 +316,7 @@ class CPUOffloadOptimizer(Optimizer):
                 lane.host.grad = None
         for lane in batch:
             part = local_part(lane.parameter.detach())
-            lane.transfers.send(local_part(lane.host.detach()), part, after=lane.mark)
+            lane.transfers.send(local_part(lane.host.detach()), part, after=marks[lane.transfers])
             lane.version = part._version
 
     # --- state
@@ -436,7 +328,6 @@ class CPUOffloadOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """That of the base optimizer, on the CPU; the base optimizer itself loads it, too."""
-        self._wait_for_steps()
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         self._give_options()
@@ -449,7 +340,6 @@ class CPUOffloadOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` of this or of the base optimizer gave; the base optimizer checks
         it. Weights are not part of it: the model loads them."""
-        self._wait_for_steps()
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
@@ -465,17 +355,6 @@ class CPUOffloadOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("CPUOffloadOptimizer is not pickled or copied: save its state_dict()")
-
-
-def _as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
-    if isinstance(params, Tensor):
-        raise TypeError("params is an iterable of parameters or groups, got a Tensor")
-    if isinstance(params, set):
-        raise TypeError("parameters in a set have no order: give a list")
-    given = list(params)
-    if given and isinstance(given[0], dict):
-        return given
-    return [{"params": given}]
 
 
 def _nbytes(lane: _Lane) -> int:
@@ -501,11 +380,3 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_on_cpu(each) for each in value)
     return value
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)

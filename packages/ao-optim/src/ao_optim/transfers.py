@@ -23,11 +23,13 @@ IN_FLIGHT = 256 << 20
 
 
 class Arrival(NamedTuple):
-    """What `fetch` started: `wait()` returns when it has arrived, and `norm`, the 2-norm of the
-    result, 0-d float32 or float64, on the source's device, may be read then."""
+    """What `fetch` started: `wait()` returns when it has arrived. `norm` is the 2-norm of the
+    result, 0-d float32 or float64 on the source's device, which may be read then; and `done` the
+    event behind it, for streams (None on the CPU)."""
 
     wait: Callable[[], None]
-    norm: Tensor
+    norm: Tensor | None
+    done: Any
 
 
 def _nothing() -> None:
@@ -46,35 +48,56 @@ class Transfers:
         return torch.empty_like(x, device="cpu")
 
     def fetch(
-        self, source: Tensor, target: Tensor, *, add: bool = False, foreign: bool = False
+        self,
+        source: Tensor,
+        target: Tensor,
+        *,
+        add: bool = False,
+        norm: bool = False,
+        owner: Any = None,
+        foreign: bool = False,
     ) -> Arrival:
         """Start target = source, or target += source; `target` is from `host_like`.
 
         The caller may let go of `source` at once. A sum is rounded as autograd rounds sums of
-        gradients: once, to their dtype. `foreign`: its memory may belong to a stream that is not
-        the current one.
+        gradients: once, to their dtype. The memory of `source` belongs to the stream `owner`; None
+        stands for the current one, `foreign` says that it may be any.
         """
         if add:
             target += source
         else:
             target.copy_(source)
-        return Arrival(_nothing, _norm(target))
+        return Arrival(_nothing, _norm(target) if norm else None, None)
+
+    def bring(self, source: Tensor, *, after: Any) -> tuple[Tensor, Any]:
+        """Start a copy of `source` to the device, behind the event `after` if there is one. Gives
+        the copy, which the current stream owns, and its event, for `depend`."""
+        return source, None
 
     def mark(self) -> Any:
-        """A point behind what the device was asked for so far, for `send`."""
+        """An event behind what the device was asked for so far."""
         return None
 
+    def stream(self) -> Any:
+        """What the device works at now."""
+        return None
+
+    def depend(self, event: Any) -> None:
+        """What the device is asked for from now on waits for an event."""
+
     def send(self, source: Tensor, target: Tensor, *, after: Any) -> None:
-        """Start target = source on the device, behind the point that `mark` gave."""
+        """Start target = source on the device, behind the event `after`."""
         target.copy_(source)
 
     def join(self) -> None:
-        """What the device is asked for from now on waits for all copies; gradients are let go."""
+        """What the device is asked for from now on waits for all copies; sources are let go."""
+
+    def finish(self) -> None:
+        """Wait for all copies to the CPU."""
 
 
 class CudaTransfers(Transfers):
-    """Between a CUDA device and pinned memory. Methods may be called by several threads, `fetch`
-    by one at a time."""
+    """Between a CUDA device and pinned memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -86,34 +109,56 @@ class CudaTransfers(Transfers):
         return torch.empty_like(x, device="cpu", pin_memory=True)
 
     def fetch(
-        self, source: Tensor, target: Tensor, *, add: bool = False, foreign: bool = False
+        self,
+        source: Tensor,
+        target: Tensor,
+        *,
+        add: bool = False,
+        norm: bool = False,
+        owner: Any = None,
+        foreign: bool = False,
     ) -> Arrival:
-        current = torch.cuda.current_stream(self.device)
+        current = self.stream()
         self.down.wait_stream(current)
         with torch.cuda.stream(self.down):
             total = target.to(self.device, non_blocking=True).add_(source) if add else source
             target.copy_(total, non_blocking=True)
-            norm = _norm(total)
+            found = _norm(total) if norm else None
             done = self.down.record_event()
             if foreign:
                 source.record_stream(self.down)
-        # `source` is kept until its own stream has been told to wait for the copy: then the
-        # allocator may give its memory to whatever that stream does next.
-        self._in_flight.append((source, current, done))
+        # `source` is kept until its owner has been told to wait for the copy: then the allocator
+        # may give its memory to whatever that stream does next.
+        self._in_flight.append((source, owner or current, done))
         self._bytes += source.nbytes
         while self._bytes > IN_FLIGHT and len(self._in_flight) > 1:
             self._let_go()
-        return Arrival(done.synchronize, norm)
+        return Arrival(done.synchronize, found, done)
 
     def _let_go(self) -> None:
-        source, stream, done = self._in_flight.popleft()
-        stream.wait_event(done)
+        source, owner, done = self._in_flight.popleft()
+        owner.wait_event(done)
         self._bytes -= source.nbytes
 
-    def mark(self) -> torch.cuda.Event:
-        return torch.cuda.current_stream(self.device).record_event()
+    def bring(self, source: Tensor, *, after: Any) -> tuple[Tensor, Any]:
+        target = torch.empty_like(source, device=self.device)
+        self.up.wait_stream(self.stream())  # to whose work the memory belonged so far
+        if after is not None:
+            self.up.wait_event(after)
+        with torch.cuda.stream(self.up):
+            target.copy_(source, non_blocking=True)
+            return target, self.up.record_event()
 
-    def send(self, source: Tensor, target: Tensor, *, after: torch.cuda.Event) -> None:
+    def mark(self) -> torch.cuda.Event:
+        return self.stream().record_event()
+
+    def stream(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.device)
+
+    def depend(self, event: Any) -> None:
+        self.stream().wait_event(event)
+
+    def send(self, source: Tensor, target: Tensor, *, after: Any) -> None:
         with torch.cuda.stream(self.up):
             self.up.wait_event(after)
             target.copy_(source, non_blocking=True)
@@ -121,9 +166,11 @@ class CudaTransfers(Transfers):
     def join(self) -> None:
         while self._in_flight:
             self._let_go()
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.down)
-        current.wait_stream(self.up)
+        self.stream().wait_stream(self.down)
+        self.stream().wait_stream(self.up)
+
+    def finish(self) -> None:
+        self.down.synchronize()
 
 
 def transfers_of(device: torch.device) -> Transfers:
@@ -133,6 +180,6 @@ def transfers_of(device: torch.device) -> Transfers:
     if device.type == "cuda":
         return CudaTransfers(device)
     raise NotImplementedError(
-        f"CPUOffloadOptimizer copies from CUDA devices (and, for tests, from the CPU), the "
-        f"parameters are on {device}; use the base optimizer itself there"
+        f"offload optimizers work with CUDA devices (and, for tests, the CPU), the parameters are "
+        f"on {device}: move the model first, or use the base optimizer itself"
     )
