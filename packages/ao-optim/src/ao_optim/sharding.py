@@ -16,6 +16,7 @@ __all__ = [
     "local_part",
     "local_part_as",
     "whole_like",
+    "with_local",
 ]
 
 
@@ -66,6 +67,11 @@ def whole_like(part: Tensor, parameter: Any, *, shape: tuple[int, ...] | None = 
     spec = DTensorSpec(parameter.device_mesh, parameter.placements, tensor_meta=meta)
     whole: Tensor = DTensor(part, spec, requires_grad=False)
     return whole
+
+
+def with_local(x: Any, part: Tensor) -> Tensor:
+    """A tensor laid out as `x`, of this rank's part, which stays where it is."""
+    return whole_like(part, x, shape=tuple(x.shape)) if is_sharded(x) else part
 
 
 def first_index(parameter: Any) -> int | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .gradients import as_groups, check_dense, check_optimizer_class, hook_gradients
-from .sharding import is_sharded, local_part
+from .sharding import local_part, with_local
 from .transfers import Transfers, transfers_of
 
 __all__ = ["StateOffloadOptimizer"]
@@ -146,7 +146,7 @@ class StateOffloadOptimizer(Optimizer):
                 on_device, event = transfers.bring(
                     self._pinned[parameter, key], after=self._gone.get(parameter)
                 )
-                state[key] = (_with_local(value, on_device), event)
+                state[key] = (with_local(value, on_device), event)
                 n_bytes += on_device.nbytes
         visit = _Visit(parameter, gradient, state, transfers.stream(), transfers.mark(), n_bytes)
         self._queue.append(visit)
@@ -189,7 +189,7 @@ class StateOffloadOptimizer(Optimizer):
             if host is None or (host.shape, host.dtype) != (part.shape, part.dtype):
                 host = self._pinned[parameter, key] = transfers.host_like(part)
             self._gone[parameter] = transfers.fetch(part, host, owner=owner).done
-            record[key] = _with_local(value, host)
+            record[key] = with_local(value, host)
 
     # --- steps
 
@@ -298,14 +298,6 @@ class StateOffloadOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("StateOffloadOptimizer is not pickled or copied: save its state_dict()")
-
-
-def _with_local(value: Any, part: Tensor) -> Tensor:
-    """`part` in the place of this rank's part of `value`."""
-    if not is_sharded(value):
-        return part
-    whole: Tensor = type(value)(part, value._spec, requires_grad=False)
-    return whole
 
 
 def _kept(value: Any) -> Any:
