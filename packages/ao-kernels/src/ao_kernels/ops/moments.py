@@ -5,7 +5,8 @@ T parameters, B blocks of n elements.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,18 @@ from torch import Tensor
 from ao_core.moments import StateBits, dequantize_moment, get_format, quantize_moment
 from ao_core.rounding import keyed_bits, round_to_bfloat16
 
-__all__ = ["Stored", "bits_of", "check_step", "root", "sent", "store"]
+__all__ = [
+    "Stored",
+    "bits_of",
+    "changed",
+    "check_step",
+    "direct_entry",
+    "ready",
+    "root",
+    "run_compiled",
+    "sent",
+    "store",
+]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NAMES = ("8", "4", "fp8", "32")
@@ -30,6 +42,55 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
+
+
+Lists = Sequence[Sequence[Tensor]]
+_CODES = (torch.uint8, torch.float8_e4m3fn)
+
+
+def ready(lists: Lists) -> tuple[list[list[Tensor]], list[tuple[Tensor, Tensor]]]:
+    """The lists with contiguous tensors, codes at multiples of 8 bytes; and the tensors that had to
+    be copied for that, each with its copy."""
+    copied: list[tuple[Tensor, Tensor]] = []
+    found = []
+    for each in lists:
+        fit = [x if _fits(x) else x.clone(memory_format=torch.contiguous_format) for x in each]
+        copied += [(x, y) for x, y in zip(each, fit, strict=True) if x is not y]
+        found.append(fit)
+    return found, copied
+
+
+def _fits(x: Tensor) -> bool:
+    return x.is_contiguous() and (x.dtype not in _CODES or x.data_ptr() % 8 == 0)
+
+
+def changed(lists: Lists) -> None:
+    """Tells autograd that a kernel has written the tensors."""
+    torch.autograd.graph.increment_version([x for each in lists for x in each])
+
+
+def direct_entry(kernel: Callable[..., Any], n_lists: int) -> Callable[..., Any]:
+    """The direct entry of a compiled kernel, which refuses what it does not take as it is. The
+    first ``n_lists`` arguments are lists; it writes all but the second."""
+
+    def run(token: int, *args: Any) -> Any:
+        done = kernel(token, *args)
+        if done is not NotImplemented:
+            changed((args[0], *args[2:n_lists]))
+        return done
+
+    return run
+
+
+def run_compiled(kernel: Callable[..., Any], n_lists: int, args: tuple[Any, ...]) -> None:
+    """A compiled kernel on arguments that it supports; copies what is not contiguous."""
+    lists, copied = ready(args[:n_lists])
+    done = kernel(torch.get_num_threads(), *lists, *args[n_lists:])
+    assert done is not NotImplemented
+    for given, used in copied:
+        if not any(given is g for g in args[1]):
+            given.copy_(used)
+    changed((args[0], *args[2:n_lists]))
 
 
 class Stored:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ao_kernels.ops.moments import sent
+from ao_kernels.ops.moments import changed, ready, sent
 from ao_kernels.triton import moments, tiles
 
 COLUMNS = tl.constexpr(11)
@@ -134,10 +134,9 @@ def run(
     Parameters, gradients and full moments that are not contiguous are copied, and copied back.
     """
     full = state_bits == "32"
-    kept = [list(params), list(grads), *(list(each) for each in state)]
-    ready = [[x if x.is_contiguous() else x.contiguous() for x in each] for each in kept]
+    lists, copied = ready((params, grads, *state))
     device = params[0].device
-    addresses = [[x.data_ptr() for x in each] or [0] * len(params) for each in ready]
+    addresses = [[x.data_ptr() for x in each] or [0] * len(params) for each in lists]
     numels = tuple(x.numel() for x in params)
     stochastic = bool(keys) and params[0].dtype == torch.bfloat16
     columns = [list(numels), *addresses]
@@ -169,13 +168,10 @@ def run(
                 num_warps=_WARPS,
                 enable_fp_fusion=False,
             )
-    for given, used in zip(kept, ready, strict=True):
-        if given is kept[1]:
-            continue
-        for x, y in zip(given, used, strict=True):
-            if x is not y:
-                x.copy_(y)
-    torch.autograd.graph.increment_version([*params, *(x for each in state for x in each)])
+    for given, used in copied:
+        if not any(given is g for g in grads):
+            given.copy_(used)
+    changed((params, *state))
 
 
 @functools.lru_cache(maxsize=64)
