@@ -16,13 +16,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ao_optim import AdamW4bit, AdamW8bit, AdamWFp8, CPUOffloadOptimizer
+from ao_optim import AdamW4bit, AdamW8bit, AdamWFp8, CPUOffloadOptimizer, Muon
 
 OPTIONS: dict[str, Any] = {"lr": 0.01, "bf16_stochastic_round": True, "seed": 3}
 KINDS: dict[str, Any] = {
     "4bit": partial(AdamW4bit, amsgrad=True, **OPTIONS),
     "fp8": partial(AdamWFp8, **OPTIONS),
     "offload": partial(CPUOffloadOptimizer, optimizer_class=AdamW8bit, **OPTIONS),
+    "muon": partial(Muon, **OPTIONS),
 }
 # Rows of whole blocks, also behind the second dimension; rows that are not; one dimension; small
 ROWS = {"matrix": (65, 256), "experts": (5, 16, 256), "filters": (65, 64, 2, 2)}
@@ -47,6 +48,11 @@ def built(kind: Any, *, seed: int, shard: bool) -> tuple[Weights, torch.optim.Op
         mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
         fully_shard(model, mesh=mesh)
     named = dict(model.named_parameters())
+    if kind is KINDS["muon"]:
+        for name, p in list(named.items()):
+            if name not in ROWS and name != "wide":
+                p.requires_grad_(False)
+                del named[name]
     wide = named.pop("wide")
     return model, kind([{"params": list(named.values())}, {"params": [wide], "state_bits": 32}])
 

@@ -38,7 +38,7 @@ def test_full_momentum_equals_torch(options: dict[str, Any]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(8, 0.05), ("fp8", 0.15), (4, 0.4)])
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.04), ("fp8", 0.07), (4, 0.6)])
 def test_low_bit_momentum_is_near(bits: Any, limit: float) -> None:
     """Columns of the gradients differ by up to 1000: small singular values are made large."""
     ours, full = twins((96, 160), (160, 96))

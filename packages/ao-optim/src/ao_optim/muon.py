@@ -206,7 +206,7 @@ def orthogonalized(
 ) -> Tensor:
     """About the nearest orthogonal matrix of each (N, K) of u (..., N, K), in bfloat16.
 
-    Singular values end between about 0.7 and 1.2, not at 1: the coefficients are chosen for speed.
+    Singular values end between about 0.7 and 1.2, not at 1: the coefficients are for few steps.
     """
     a, b, c = coefficients
     x = u.bfloat16().flatten(0, -3) if u.ndim > 2 else u.bfloat16()
