@@ -79,6 +79,7 @@ class StateOffloadOptimizer(Optimizer):
         check_optimizer_class(optimizer_class)
         self.step_in_backward = step_in_backward
         self._transfers: dict[torch.device, Transfers] = {}
+        self._homes: dict[Tensor, Transfers] = {}
         self._pinned: dict[tuple[Tensor, str], Tensor] = {}
         self._gone: dict[Tensor, Any] = {}  # the event behind which a record is on the CPU
         self._queue: deque[_Visit] = deque()
@@ -99,9 +100,11 @@ class StateOffloadOptimizer(Optimizer):
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
     def _prepare(self, parameter: Tensor) -> None:
-        device = local_part(parameter.detach()).device
-        if device not in self._transfers:
-            self._transfers[device] = transfers_of(device)
+        if parameter not in self._homes:
+            device = local_part(parameter.detach()).device
+            if device not in self._transfers:
+                self._transfers[device] = transfers_of(device)
+            self._homes[parameter] = self._transfers[device]
         if self.step_in_backward and parameter.requires_grad and parameter not in self._hooks:
             self._hooks[parameter] = hook_gradients(parameter, self, type(self)._receive)
 
@@ -115,9 +118,6 @@ class StateOffloadOptimizer(Optimizer):
             self._prepare(parameter)
 
     # --- visits
-
-    def _of(self, parameter: Tensor) -> Transfers:
-        return self._transfers[local_part(parameter.detach()).device]
 
     def _receive(self, parameter: Tensor) -> None:
         """Backward has computed a gradient."""
@@ -139,7 +139,7 @@ class StateOffloadOptimizer(Optimizer):
         """Start to copy the state; steps with those before it, if too much is on its way."""
         check_dense(gradient)
         self._stepped.add(parameter)
-        transfers, n_bytes = self._of(parameter), local_part(gradient).nbytes
+        transfers, n_bytes = self._homes[parameter], local_part(gradient).nbytes
         state = {}
         for key, value in self.base.state.get(parameter, {}).items():
             if (parameter, key) in self._pinned:
@@ -162,7 +162,7 @@ class StateOffloadOptimizer(Optimizer):
             self._queued -= batch[-1].n_bytes
             size += local_part(batch[-1].gradient).nbytes
         for parameter, gradient, state, owner, mark, _ in batch:
-            transfers = self._of(parameter)
+            transfers = self._homes[parameter]
             transfers.depend(mark)
             if owner is not None and owner != transfers.stream():
                 local_part(gradient).record_stream(transfers.stream())
@@ -180,7 +180,7 @@ class StateOffloadOptimizer(Optimizer):
 
     def _send_home(self, parameter: Tensor, owner: Any) -> None:
         """Replace the tensors of a record that are on the device by copies on the CPU."""
-        transfers, record = self._of(parameter), self.base.state.get(parameter, {})
+        transfers, record = self._homes[parameter], self.base.state.get(parameter, {})
         for key, value in list(record.items()):
             part = local_part(value) if isinstance(value, Tensor) else None
             if part is None or part.device.type == "cpu":
