@@ -202,76 +202,87 @@ inline uint32_t peak_of(Words peaks) {
   return peak;
 }
 
-template <MomentFormat F, StepRule RULE>
+// P, G: the dtypes of parameters and gradients, or `other`, which looks them up for every vector.
+template <MomentFormat F, StepRule RULE, DType P, DType G>
 struct Block {
   static constexpr int kMoments = kMomentsOf<RULE>;
-  const StepOptions& o;
-  const StepTensor& t;
-  int64_t block;  // elements [block * n, block * n + count)
+  const StepOptions o;
+  const StepTensor t;  // copies, which no store of bytes can change
+  int64_t block;       // elements [block * n, block * n + count)
   int count;
+
+  DType p_dtype() const { return P == DType::other ? o.p_dtype : P; }
+  DType g_dtype() const { return G == DType::other ? o.g_dtype : G; }
 
   uint8_t* codes(int k, int64_t at) const { return static_cast<uint8_t*>(t.values[k]) + at * kCodeBits<F> / 8; }
 
-  // W elements, fewer where the block or the parameter ends, of new moments and the new parameter.
-  void vector(int i, int left, float (&buffer)[kMoments][kLongestBlock], Words (&peaks)[kMoments]) const {
+  // W elements; with WHOLE false only `left`, where the block or the parameter ends.
+  template <bool WHOLE>
+  [[gnu::always_inline]] void vector(int i, int left, const float (&scales)[kMoments], float (&buffer)[kMoments][kLongestBlock],
+                                     Words (&peaks)[kMoments]) const {
     const int64_t at = block * o.n + i;
-    const int p_bytes = dtype_bytes(o.p_dtype), g_bytes = dtype_bytes(o.g_dtype);
+    const int p_bytes = dtype_bytes(p_dtype()), g_bytes = dtype_bytes(g_dtype());
     char* const p_at = static_cast<char*>(t.p) + at * p_bytes;
-    const char* g_at = static_cast<const char*>(t.g) + at * g_bytes;
+    const char* const g_at = static_cast<const char*>(t.g) + at * g_bytes;
     const void* from[kMoments];
-    char* p_to = p_at;
-    char p_buffer[4 * W] = {}, g_buffer[4 * W] = {}, codes_buffer[kMoments][4 * W] = {};
     for (int k = 0; k < kMoments; ++k) from[k] = codes(k, at);
-    const bool whole = left >= W;
-    if (!whole) {
+    Floats p, g, moved[kMoments];
+    if constexpr (WHOLE) {
+      p = widened(p_at, p_dtype()), g = widened(g_at, g_dtype());
+      update(p, g, from, scales, moved);
+    } else {
+      char p_buffer[4 * W] = {}, g_buffer[4 * W] = {}, codes_buffer[kMoments][4 * W] = {};
       std::memcpy(p_buffer, p_at, left * p_bytes);
       std::memcpy(g_buffer, g_at, left * g_bytes);
       for (int k = 0; k < kMoments; ++k) {
         std::memcpy(codes_buffer[k], from[k], (left * kCodeBits<F> + 7) / 8);
         from[k] = codes_buffer[k];
       }
-      p_to = p_buffer, g_at = g_buffer;
-    }
-    Floats p = widened(p_to, o.p_dtype), g = widened(g_at, o.g_dtype), m = decoded<F, true>(from[0], scale(0));
-    if (o.maximize) g = -g;
-    if (o.decoupled) p *= t.scalars[0];
-    else g += p * t.scalars[0];
-    Floats moved[kMoments];
-    if constexpr (RULE == StepRule::lion) lion(p, g, m, moved);
-    else adam(p, g, m, from, moved);
-    for (int k = 0; k < kMoments; ++k) {
-      if (!whole)
+      p = widened(p_buffer, p_dtype()), g = widened(g_buffer, g_dtype());
+      update(p, g, from, scales, moved);
+      for (int k = 0; k < kMoments; ++k)
         for (int j = left; j < W; ++j) moved[k][j] = 0;
+    }
+    for (int k = 0; k < kMoments; ++k) {
       if constexpr (F == MomentFormat::full) {
-        std::memcpy(codes(k, at), &moved[k], 4 * (whole ? W : left));
+        std::memcpy(codes(k, at), &moved[k], 4 * (WHOLE ? W : left));
       } else {
         write(buffer[k] + i, moved[k]);
         peaks[k] = largest(peaks[k], words_of(moved[k]) & ~kSign);
       }
     }
-    if (o.stochastic) store_randomly(p_to, p, random_bits(t.offset + at, t.key));
-    else store(p_to, o.p_dtype, p);
-    if (!whole) std::memcpy(p_at, p_buffer, left * p_bytes);
+    char rounded[4 * W];
+    char* const to = WHOLE ? p_at : rounded;
+    if (o.stochastic) store_randomly(to, p, random_bits(t.offset + at, t.key));
+    else store(to, p_dtype(), p);
+    if (!WHOLE) std::memcpy(p_at, rounded, left * p_bytes);
   }
 
-  float scale(int k) const { return F == MomentFormat::full ? 1.0f : t.scales[k][block]; }
+  [[gnu::always_inline]] void update(Floats& p, Floats g, const void* const* from, const float* scales, Floats* moved) const {
+    const Floats m = decoded<F, true>(from[0], scales[0]);
+    if (o.maximize) g = -g;
+    if (o.decoupled) p *= t.scalars[0];
+    else g += p * t.scalars[0];
+    if constexpr (RULE == StepRule::lion) lion(p, g, m, moved);
+    else adam(p, g, m, from, scales, moved);
+  }
 
-  void adam(Floats& p, Floats g, Floats m, const void* const* from, Floats* moved) const {
+  [[gnu::always_inline]] void adam(Floats& p, Floats g, Floats m, const void* const* from, const float* scales, Floats* moved) const {
     const float* const s = t.scalars;
-    Floats v = decoded<F, false>(from[1], scale(1));
+    Floats v = decoded<F, false>(from[1], scales[1]);
     m = m * s[1] + g * s[2];
     v = v * s[3] + g * g * s[4];
     moved[0] = m;
     moved[1] = v;
     if constexpr (RULE == StepRule::amsgrad) {
-      const Floats u = decoded<F, false>(from[2], scale(2));
+      const Floats u = decoded<F, false>(from[2], scales[2]);
       v = choose((u > v) | (u != u), u, v);
       moved[2] = v;
     }
     p -= m / (root_of(v) * s[5] + s[6]) * s[7];
   }
 
-  void lion(Floats& p, Floats g, Floats m, Floats* moved) const {
+  [[gnu::always_inline]] void lion(Floats& p, Floats g, Floats m, Floats* moved) const {
     const float* const s = t.scalars;
     const Floats mixed = m * s[1] + g * s[2];
     const Floats none = mixed * 0.0f;  // NaN stays NaN
@@ -304,9 +315,12 @@ struct Block {
   void step() const {
     alignas(64) float buffer[kMoments][kLongestBlock];
     Words peaks[kMoments] = {};
+    float scales[kMoments] = {};
+    if constexpr (F != MomentFormat::full)
+      for (int k = 0; k < kMoments; ++k) scales[k] = t.scales[k][block];
     int i = 0;
-    for (; i + W <= count; i += W) vector(i, W, buffer, peaks);
-    if (i < count) vector(i, count - i, buffer, peaks), i += W;
+    for (; i + W <= count; i += W) vector<true>(i, W, scales, buffer, peaks);
+    if (i < count) vector<false>(i, count - i, scales, buffer, peaks), i += W;
     if constexpr (F != MomentFormat::full) {
       for (int k = 0; k < kMoments; ++k)
         for (int j = i; j < o.n; ++j) buffer[k][j] = 0;
@@ -317,12 +331,21 @@ struct Block {
   }
 };
 
+template <MomentFormat F, StepRule RULE, DType P, DType G>
+void step_dtypes(const StepOptions& o, const StepTensor& t, int64_t first, int64_t last) {
+  Block<F, RULE, P, G> each{o, t, 0, 0};
+  for (each.block = first; each.block < last; ++each.block) {
+    const int64_t left = t.numel - each.block * o.n;
+    each.count = static_cast<int>(left < o.n ? left : o.n);
+    each.step();
+  }
+}
+
 template <MomentFormat F, StepRule RULE>
 void step_as(const StepOptions& o, const StepTensor& t, int64_t first, int64_t last) {
-  for (int64_t block = first; block < last; ++block) {
-    const int64_t left = t.numel - block * o.n;
-    Block<F, RULE>{o, t, block, static_cast<int>(left < o.n ? left : o.n)}.step();
-  }
+  if (o.p_dtype == DType::f32 && o.g_dtype == DType::f32) return step_dtypes<F, RULE, DType::f32, DType::f32>(o, t, first, last);
+  if (o.p_dtype == DType::bf16 && o.g_dtype == DType::bf16) return step_dtypes<F, RULE, DType::bf16, DType::bf16>(o, t, first, last);
+  step_dtypes<F, RULE, DType::other, DType::other>(o, t, first, last);
 }
 
 // Blocks [first, last) of a parameter.

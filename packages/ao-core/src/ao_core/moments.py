@@ -35,6 +35,7 @@ __all__ = [
     "dequantize_moment",
     "get_format",
     "quantize_moment",
+    "zero_moment",
 ]
 
 StateBits = int | str  # 8, 4, "fp8", 32
@@ -166,6 +167,19 @@ def quantize_moment(
         codes |= (blocks.view(torch.int32) < 0).int() << (row.code_bits - 1)
     codes = torch.where(scale.isnan()[:, None], 0, codes)
     return pack(codes.to(torch.uint8), row.code_bits), scale
+
+
+def zero_moment(
+    numel: int, *, bits: StateBits, signed: bool, block_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What `quantize_moment` gives for zeros, without them."""
+    row = get_format(bits)
+    blocks = -(-numel // block_size)
+    # The smallest positive e4m3 is the byte 1; in other maps the smallest code is 0.
+    smallest = 1 if row.maps is None and not signed else 0
+    shape = (blocks, row.stored_width(block_size))
+    codes = torch.full(shape, smallest, dtype=torch.uint8, device=device)
+    return codes.view(row.storage), torch.full((blocks,), TINY, device=device)
 
 
 def dequantize_moment(
