@@ -42,24 +42,46 @@ PRESETS: dict[str, dict[str, Any]] = {
         "megabytes": 2.0,
     },
 }
-Make = Callable[[Any, dict[str, Any]], torch.optim.Optimizer]
+Make = Callable[[Llama, dict[str, Any]], list[torch.optim.Optimizer]]
 
 
 def ours(name: str, **more: Any) -> Make:
-    return lambda params, options: getattr(ao_optim, name)(params, **options, **more)
+    return lambda model, options: [getattr(ao_optim, name)(model.parameters(), **options, **more)]
+
+
+def torchs(model: Llama, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
+    return [torch.optim.AdamW(model.parameters(), **options)]
+
+
+def muon(kind: Any, rest: Any, **more: Any) -> Make:
+    """Matrices of the blocks to Muon, with the steps of AdamW's size; the rest to AdamW."""
+
+    def make(model: Llama, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
+        hidden = [p for p in model.stack.parameters() if p.ndim == 2]
+        known = set(hidden)
+        others = [p for p in model.parameters() if p not in known]
+        steps = {"adjust_lr_fn": "match_rms_adamw", **options, **more}
+        return [kind(hidden, **steps), rest(others, **options)]
+
+    return make
 
 
 SIDES: dict[str, tuple[Make, torch.dtype]] = {
-    "torch AdamW": (lambda params, options: torch.optim.AdamW(params, **options), torch.float32),
+    "torch AdamW": (torchs, torch.float32),
     "AdamW": (ours("AdamW"), torch.float32),
     "AdamW8bit": (ours("AdamW8bit"), torch.float32),
     "AdamWFp8": (ours("AdamWFp8"), torch.float32),
     "AdamW4bit": (ours("AdamW4bit"), torch.float32),
     "bf16 AdamW8bit nearest": (ours("AdamW8bit"), torch.bfloat16),
     "bf16 AdamW8bit stochastic": (ours("AdamW8bit", bf16_stochastic_round=True), torch.bfloat16),
+    "AdamW4bit 64": (ours("AdamW4bit", block_size=64), torch.float32),
+    "torch Muon": (muon(torch.optim.Muon, torch.optim.AdamW), torch.float32),
+    "Muon 8bit": (muon(ao_optim.Muon, ao_optim.AdamW8bit), torch.float32),
 }
+DEFAULT = list(SIDES)[:7]
 REFERENCE = "torch AdamW"
-BARS = {"AdamW": 0.5, "AdamW8bit": 0.5, "AdamWFp8": 0.5, "AdamW4bit": 1.0}  # percent
+# Percent of the reference's loss; Muon is compared with torch's
+BARS = {"AdamW": 0.5, "AdamW8bit": 0.5, "AdamWFp8": 0.5, "AdamW4bit": 1.0, "Muon 8bit": 0.5}
 
 
 class Data:
@@ -89,8 +111,11 @@ def trained(side: str, data: Data, options: argparse.Namespace, seed: int) -> di
     make, dtype = SIDES[side]
     torch.manual_seed(seed)
     model = Llama(options.shape).to(options.device, dtype)
-    optimizer = make(model.parameters(), {"lr": options.lr, "weight_decay": options.decay})
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, options))
+    optimizers = make(model, {"lr": options.lr, "weight_decay": options.decay})
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate(step, options))
+        for each in optimizers
+    ]
     mixed = options.device == "cuda" and dtype == torch.float32
     autocast = torch.autocast(options.device, torch.bfloat16, enabled=mixed)
     batches = torch.Generator().manual_seed(seed)
@@ -104,12 +129,14 @@ def trained(side: str, data: Data, options: argparse.Namespace, seed: int) -> di
         if options.time_steps:
             wait(options.device)
             before = time.perf_counter()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if options.time_steps:
             wait(options.device)
             in_step += time.perf_counter() - before
-        schedule.step()
-        optimizer.zero_grad()
+        for schedule in schedules:
+            schedule.step()
+        model.zero_grad()
         losses.append(loss.detach())
         if (step + 1) % options.every == 0 or step + 1 == options.steps:
             with torch.no_grad(), autocast:
@@ -123,7 +150,9 @@ def trained(side: str, data: Data, options: argparse.Namespace, seed: int) -> di
         "side": side,
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "state_bytes": sum(x.nbytes for r in optimizer.state.values() for x in r.values()),
+        "state_bytes": sum(
+            x.nbytes for each in optimizers for r in each.state.values() for x in r.values()
+        ),
         "loss": sum(value for _, value in held_out[-options.average :]) / options.average,
         "held_out": [(step, round(value, 5)) for step, value in held_out],
         "train": [round(x, 4) for x in curve[: len(curve) // n * n].view(-1, n).mean(1).tolist()],
@@ -139,11 +168,12 @@ def wait(device: str) -> None:
 
 def report(found: list[dict[str, Any]]) -> None:
     """Adds each side's difference from the reference of its seed, in percent, and prints all."""
-    reference = {row["seed"]: row["loss"] for row in found if row["side"] == REFERENCE}
+    losses = {(row["side"], row["seed"]): row["loss"] for row in found}
     lines = []
     for row in found:
-        if row["seed"] in reference:
-            row["percent"] = 100 * (row["loss"] / reference[row["seed"]] - 1)
+        base = losses.get(("torch Muon" if "Muon" in row["side"] else REFERENCE, row["seed"]))
+        if base is not None:
+            row["percent"] = 100 * (row["loss"] / base - 1)
         bar = BARS.get(row["side"])
         bars = {} if bar is None or "percent" not in row else {"bar": bar}
         row |= bars
@@ -226,7 +256,7 @@ def main() -> None:
     print(f"{len(stream) / 1e6:.2f}e6 tokens in {time.perf_counter() - start:.1f} s", flush=True)
     data, found = Data(stream, options), []
     for seed in map(int, options.seeds.split(",")):
-        for side in options.sides.split(",") if options.sides else SIDES:
+        for side in options.sides.split(",") if options.sides else DEFAULT:
             found.append(trained(side.strip(), data, options, seed))
             row = found[-1]
             print(f"{side}: {row['loss']:.4f}, {row['ms']:.1f} ms a step", flush=True)
