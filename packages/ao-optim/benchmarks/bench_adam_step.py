@@ -68,7 +68,9 @@ def sides(device: str, peers: bool, stochastic: bool) -> dict[str, Callable[[lis
     return found
 
 
-def parameters(shapes: tuple[tuple[int, ...], ...], device: str, dtype: torch.dtype) -> list[Tensor]:
+def parameters(
+    shapes: tuple[tuple[int, ...], ...], device: str, dtype: torch.dtype
+) -> list[Tensor]:
     found = []
     for shape in shapes:
         p = torch.nn.Parameter(0.02 * torch.randn(shape, device=device, dtype=dtype))
@@ -262,9 +264,7 @@ def main() -> None:
             "small, with the host's time": (SMALL, torch.bfloat16, True),
         }
     for title, (shapes, dtype, wall) in tables.items():
-        rows = measured(
-            shapes, makers, options.device, dtype, wall=wall, seconds=options.seconds
-        )
+        rows = measured(shapes, makers, options.device, dtype, wall=wall, seconds=options.seconds)
         show(title, rows)
         if options.keep:
             results.append(

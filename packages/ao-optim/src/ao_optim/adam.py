@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .loading import checked_full_state, checked_state, full_state
+from .loading import checked_full_state, checked_state, full_state, own_state
 from .moments import FORMATS, StateBits
 from .steps import Known, adam_steps, gathered
 
@@ -128,6 +128,11 @@ class QuantizedAdam(Optimizer):
                 loss = closure()
         adam_steps(gathered(self, self._known), decoupled=self.decoupled)
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Options and state, to continue bit for bit; of DTensor parameters it holds DTensors, for
+        torch.distributed.checkpoint. `ao_optim.resharding` documents the tensors."""
+        return own_state(self, super().state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` of the same class gave, to continue bit for bit.

@@ -33,11 +33,20 @@ from ao_core.moments import (
 
 from .sharding import local_part
 
-__all__ = ["SMALL", "Layout", "Record", "layout_of", "mismatch", "new_record", "read_moment", "write_moment"]
+__all__ = [
+    "SMALL",
+    "Layout",
+    "Record",
+    "layout_of",
+    "mismatch",
+    "new_record",
+    "read_moment",
+    "write_moment",
+]
 
 SMALL = 4096  # elements; below, the state of a parameter keeps full precision
 Record = dict[str, Tensor]
-SIGNED = {"exp_avg": True, "exp_avg_sq": False, "max_exp_avg_sq": False}
+SIGNED = {"exp_avg": True, "momentum_buffer": True, "exp_avg_sq": False, "max_exp_avg_sq": False}
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,7 @@ def adam_steps(steps: list[Step], *, decoupled: bool) -> None:
     buckets = in_buckets(steps, lambda s: (s.group["amsgrad"], s.group["maximize"]))
     for (_, _, _, bits, block_size, stochastic, amsgrad, maximize), bucket in buckets:
         state = [
-            [step.record[key] for step in bucket] if key else []
-            for key in _keys(bits, amsgrad)
+            [step.record[key] for step in bucket] if key else [] for key in _keys(bits, amsgrad)
         ]
         keys, offsets = randomness(bucket) if stochastic else ([], [])
         adam_step(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ao_core.tensor import QTensor
 
-__all__ = ["check_formats", "run_two_processes"]
+__all__ = ["check_formats", "run_processes", "run_two_processes"]
 
 WORLD = 2
 Make = Callable[[Tensor], QTensor]
@@ -29,16 +29,23 @@ Make = Callable[[Tensor], QTensor]
 def run_two_processes(fn: Callable[..., None], *args: Any) -> None:
     """Call `fn(*args)` in two processes that form a gloo group; an exception in either is raised
     here."""
+    run_processes(WORLD, fn, *args)
+
+
+def run_processes(world: int, fn: Callable[..., None], *args: Any) -> None:
+    """The same in `world` processes."""
     # A file to meet at: no port that another may take.
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/store"
-        torch.multiprocessing.spawn(_worker, args=(store, fn, args), nprocs=WORLD)
+        torch.multiprocessing.spawn(_worker, args=(world, store, fn, args), nprocs=world)
 
 
-def _worker(rank: int, store: str, fn: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _worker(
+    rank: int, world: int, store: str, fn: Callable[..., None], args: tuple[Any, ...]
+) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     fn(*args)
     dist.barrier()  # a rank that leaves early cuts the connections of the other
     sys.stdout.flush()
