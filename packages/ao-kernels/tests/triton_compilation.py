@@ -22,6 +22,8 @@ _TYPES = {
     torch.int32: "i32",
     torch.int8: "i8",
     torch.uint8: "u8",
+    torch.int64: "i64",
+    torch.float64: "fp64",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 # Modules that launch kernels for several ops.

@@ -7,6 +7,7 @@
 # The runtime is linked statically, so that the module imports anywhere; the driver is looked for at the first call.
 
 set(AO_CUDA_OPS
+  adam_step
   dequantize
   float8_dynamic_linear
   float8_linear
@@ -16,6 +17,7 @@ set(AO_CUDA_OPS
   int8_linear
   int8_static_linear
   intx_linear
+  lion_step
 )
 set(AO_CUDA_KERNELS
   byte_product
@@ -23,6 +25,10 @@ set(AO_CUDA_KERNELS
   byte_product_float8_blocks
   byte_product_int8
   dequantize
+  optimizer_step_bits4
+  optimizer_step_bits8
+  optimizer_step_e4m3
+  optimizer_step_full
   probe
   quantize_tokens
   weight_only_large

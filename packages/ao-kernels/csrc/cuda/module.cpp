@@ -9,6 +9,7 @@
 namespace py = pybind11;
 
 // One declaration and one call an op; each is defined in csrc/cuda/<op>.cpp.
+void register_adam_step(py::module_& m);
 void register_dequantize(py::module_& m);
 void register_float8_dynamic_linear(py::module_& m);
 void register_float8_linear(py::module_& m);
@@ -18,6 +19,7 @@ void register_int8_dynamic_linear(py::module_& m);
 void register_int8_linear(py::module_& m);
 void register_int8_static_linear(py::module_& m);
 void register_intx_linear(py::module_& m);
+void register_lion_step(py::module_& m);
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of ao_kernels: raw addresses and sizes, no torch headers.";
@@ -33,6 +35,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("byte_product_refusal", [](int device) { return ao::bytes::device_refusal(*ao::device(device)); },
         py::arg("device"), "Why no product of 8-bit codes runs on this CUDA device, or an empty string.");
 
+  register_adam_step(m);
   register_dequantize(m);
   register_float8_dynamic_linear(m);
   register_float8_linear(m);
@@ -42,4 +45,5 @@ PYBIND11_MODULE(_cuda, m) {
   register_int8_linear(m);
   register_int8_static_linear(m);
   register_intx_linear(m);
+  register_lion_step(m);
 }

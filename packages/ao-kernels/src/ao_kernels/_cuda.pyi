@@ -2,12 +2,47 @@
 they do not take as they are. most_tokens: int4_linear takes no more than that many, beyond the 16
 that it takes in any case; 0 for any number. The other ops ignore it."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 def device_refusal(device: int) -> str: ...
 def most_token_values(device: int) -> int: ...
 def many_tokens_refusal(device: int) -> str: ...
 def byte_product_refusal(device: int) -> str: ...
+def adam_step(
+    n_threads: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    max_exp_avg_sq: Sequence[Tensor],
+    exp_avg_scale: Sequence[Tensor],
+    exp_avg_sq_scale: Sequence[Tensor],
+    max_exp_avg_sq_scale: Sequence[Tensor],
+    scalars: Tensor,
+    state_bits: str,
+    block_size: int,
+    decoupled: bool,
+    maximize: bool,
+    keys: Sequence[int],
+    offsets: Sequence[int],
+    /,
+) -> None: ...
+def lion_step(
+    n_threads: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_scale: Sequence[Tensor],
+    scalars: Tensor,
+    state_bits: str,
+    block_size: int,
+    maximize: bool,
+    keys: Sequence[int],
+    offsets: Sequence[int],
+    /,
+) -> None: ...
 def dequantize(
     x: Tensor,
     codes: Tensor,

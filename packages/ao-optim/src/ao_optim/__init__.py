@@ -9,6 +9,10 @@ Everything is plain torch; the state is plain tensors.
 from importlib.metadata import PackageNotFoundError, version
 
 from .adam import Adam4bit, Adam8bit, AdamFp8, AdamW, AdamW4bit, AdamW8bit, AdamWFp8
+from .foreign_states import from_bitsandbytes_state_dict, from_torchao_state_dict
+from .muon import Muon
+from .offload import CPUOffloadOptimizer
+from .state_offload import StateOffloadOptimizer
 
 try:
     __version__ = version("ao-optim")
@@ -23,5 +27,10 @@ __all__ = [
     "AdamW4bit",
     "AdamW8bit",
     "AdamWFp8",
+    "CPUOffloadOptimizer",
+    "Muon",
+    "StateOffloadOptimizer",
     "__version__",
+    "from_bitsandbytes_state_dict",
+    "from_torchao_state_dict",
 ]

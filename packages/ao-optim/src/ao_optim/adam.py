@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .adam_update import adam_update
-from .loading import checked_full_state, checked_state, full_state
+from .loading import checked_full_state, checked_state, full_state, own_state
 from .moments import FORMATS, StateBits
-from .record import Layout, layout_of, mismatch, new_record, read_moment, write_moment
-from .rounding import random_bits, round_to_bfloat16
-from .sharding import element_index, local_part, local_part_as
+from .steps import Known, adam_steps, gathered
 
 __all__ = ["Adam4bit", "Adam8bit", "AdamFp8", "AdamW", "AdamW4bit", "AdamW8bit", "AdamWFp8"]
 
@@ -83,6 +80,11 @@ class QuantizedAdam(Optimizer):
             "optimizer": type(self).__name__,
         }
         super().__init__(params, defaults)
+        self._known: dict[Tensor, Known] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._known = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as torch.optim does; options that it does not name are the optimizer's."""
@@ -124,53 +126,13 @@ class QuantizedAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = []
-        for place, (parameter, group) in enumerate(self._parameters()):
-            if parameter.grad is None:
-                continue
-            if parameter.grad.layout != torch.strided:
-                raise NotImplementedError(
-                    f"{type(self).__name__} takes dense gradients, got {parameter.grad.layout}; "
-                    "build the embedding with sparse=False, or use torch.optim.SparseAdam for it"
-                )
-            layout, record = layout_of(parameter, group), self.state.get(parameter)
-            if record and (problem := mismatch(record, layout)):
-                raise ValueError(
-                    f"the state of parameter {place} {problem}. state_bits, block_size and amsgrad "
-                    "cannot change after the first step: build a new optimizer and give it "
-                    "full_state_dict() of this one, by load_full_state_dict()"
-                )
-            work.append((place, parameter, group, layout))
-        for place, parameter, group, layout in work:
-            self._update(place, parameter, group, layout)
+        adam_steps(gathered(self, self._known), decoupled=self.decoupled)
         return loss
 
-    def _parameters(self) -> Iterable[tuple[Tensor, dict[str, Any]]]:
-        return ((p, group) for group in self.param_groups for p in group["params"])
-
-    def _update(self, place: int, parameter: Tensor, group: dict[str, Any], layout: Layout) -> None:
-        p, g = local_part(parameter), local_part_as(parameter.grad, parameter)
-        record = self.state[parameter]
-        if not record:
-            record.update(new_record(layout, p.device))
-        record["step"] += 1
-        step = record["step"].item()
-        moments = {name: read_moment(record, name, layout) for name in layout.moments}
-        new = adam_update(
-            p.to(layout.dtype),
-            g.to(layout.dtype),
-            moments,
-            step=step,
-            group=group,
-            decoupled=self.decoupled,
-        )
-        for name, moment in moments.items():
-            write_moment(record, name, moment, layout)
-        if group["bf16_stochastic_round"] and p.dtype == torch.bfloat16:
-            index = element_index(parameter)
-            bits = random_bits(index, seed=group["seed"], stream=place, step=int(step))
-            new = round_to_bfloat16(new, bits)
-        p.copy_(new)
+    def state_dict(self) -> dict[str, Any]:
+        """Options and state, to continue bit for bit; of DTensor parameters it holds DTensors, for
+        torch.distributed.checkpoint. `ao_optim.resharding` documents the tensors."""
+        return own_state(self, super().state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` of the same class gave, to continue bit for bit.

@@ -23,13 +23,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .moments import StateBits, dequantize_moment, get_format, quantize_moment
+from ao_core.moments import (
+    StateBits,
+    dequantize_moment,
+    get_format,
+    quantize_moment,
+    zero_moment,
+)
+
 from .sharding import local_part
 
-__all__ = ["SMALL", "Layout", "layout_of", "mismatch", "new_record", "read_moment", "write_moment"]
+__all__ = [
+    "SMALL",
+    "Layout",
+    "Record",
+    "layout_of",
+    "mismatch",
+    "new_record",
+    "read_moment",
+    "write_moment",
+]
 
 SMALL = 4096  # elements; below, the state of a parameter keeps full precision
-SIGNED = {"exp_avg": True, "exp_avg_sq": False, "max_exp_avg_sq": False}
+Record = dict[str, Tensor]
+SIGNED = {"exp_avg": True, "momentum_buffer": True, "exp_avg_sq": False, "max_exp_avg_sq": False}
 
 
 @dataclass(frozen=True)
@@ -71,8 +88,17 @@ def new_record(layout: Layout, device: torch.device) -> dict[str, Tensor]:
     """The record before the first step: moments of zeros."""
     record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
     for name in layout.moments:
-        zeros = torch.zeros(layout.shape, dtype=layout.dtype, device=device)
-        record |= encoded_moment(name, zeros, layout)
+        if layout.bits == 32:
+            record[name] = torch.zeros(layout.shape, dtype=layout.dtype, device=device)
+            continue
+        codes, scale = zero_moment(
+            torch.Size(layout.shape).numel(),
+            bits=layout.bits,
+            signed=SIGNED[name],
+            block_size=layout.block_size,
+            device=device,
+        )
+        record |= {f"{name}_codes": codes, f"{name}_scale": scale}
     if layout.bits != 32:
         record["shape"] = torch.tensor(layout.shape, dtype=torch.int64, device="cpu")
     return record

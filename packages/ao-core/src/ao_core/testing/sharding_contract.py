@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ao_core.tensor import QTensor
 
-__all__ = ["check_formats", "run_two_processes"]
+__all__ = ["check_formats", "run_processes", "run_two_processes"]
 
 WORLD = 2
 Make = Callable[[Tensor], QTensor]
@@ -34,21 +34,32 @@ Make = Callable[[Tensor], QTensor]
 def run_two_processes(fn: Callable[..., None], *args: Any, device: str = "cpu") -> None:
     """Call `fn(*args)` in two processes that form a group, of gloo for "cpu" and of NCCL for
     "cuda", where each has a GPU; an exception in either is raised here."""
+    run_processes(WORLD, fn, *args, device=device)
+
+
+def run_processes(world: int, fn: Callable[..., None], *args: Any, device: str = "cpu") -> None:
+    """The same in `world` processes."""
     # A file to meet at: no port that another may take.
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/store"
-        torch.multiprocessing.spawn(_worker, args=(store, device, fn, args), nprocs=WORLD)
+        arguments = (world, store, device, fn, args)
+        torch.multiprocessing.spawn(_worker, args=arguments, nprocs=world)
 
 
 def _worker(
-    rank: int, store: str, device: str, fn: Callable[..., None], args: tuple[Any, ...]
+    rank: int,
+    world: int,
+    store: str,
+    device: str,
+    fn: Callable[..., None],
+    args: tuple[Any, ...],
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank)
     backend = {"cpu": "gloo", "cuda": "nccl"}[device]
-    dist.init_process_group(backend, init_method=store, rank=rank, world_size=WORLD)
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=world)
     fn(*args)
     dist.barrier()  # a rank that leaves early cuts the connections of the other
     sys.stdout.flush()

@@ -7,6 +7,7 @@ why there are none ("" when there are).
 import importlib.util
 
 KERNELS = (
+    "adam_step",
     "float8_dynamic_linear",
     "float8_linear",
     "float8_static_linear",
@@ -15,6 +16,7 @@ KERNELS = (
     "int8_linear",
     "int8_static_linear",
     "intx_linear",
+    "lion_step",
 )
 
 if importlib.util.find_spec("ao_kernels._cuda") is None:

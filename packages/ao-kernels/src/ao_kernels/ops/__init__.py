@@ -1,5 +1,6 @@
 """The ops, one module each; below the public functions only plain tensors travel."""
 
+from ao_kernels.ops.adam_step import adam_step
 from ao_kernels.ops.float8_dynamic_grouped_linear import float8_dynamic_grouped_linear
 from ao_kernels.ops.float8_dynamic_linear import float8_dynamic_linear
 from ao_kernels.ops.float8_embedding import float8_embedding
@@ -21,11 +22,13 @@ from ao_kernels.ops.int8_static_linear import int8_static_linear
 from ao_kernels.ops.intx_embedding import intx_embedding
 from ao_kernels.ops.intx_grouped_linear import intx_grouped_linear
 from ao_kernels.ops.intx_linear import intx_linear
+from ao_kernels.ops.lion_step import lion_step
 from ao_kernels.ops.quantize_block import quantize_block
 from ao_kernels.ops.quantize_rowwise import quantize_rowwise
 from ao_kernels.ops.quantize_tensorwise import quantize_tensorwise
 
 __all__ = [
+    "adam_step",
     "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
     "float8_embedding",
@@ -47,6 +50,7 @@ __all__ = [
     "intx_embedding",
     "intx_grouped_linear",
     "intx_linear",
+    "lion_step",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",

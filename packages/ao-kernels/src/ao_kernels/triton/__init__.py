@@ -4,6 +4,7 @@
 """
 
 KERNELS = (
+    "adam_step",
     "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
     "float8_grouped_linear",
@@ -18,6 +19,7 @@ KERNELS = (
     "int8_grouped_linear",
     "int8_static_linear",
     "intx_grouped_linear",
+    "lion_step",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",
