@@ -49,17 +49,23 @@ def pad(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x.detach().float(), (0, padded(K) - K, 0, padded(M) - M))
 
 
-def both(x: Tensor, outputs: str, quantize: Quantize) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes and scale of x, and of x transposed, by ``quantize``; empty where not wanted."""
+def both(
+    x: Tensor, outputs: str, quantize: Quantize, *, by_column: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes and scale of x, and of x transposed, by ``quantize``; empty where not wanted.
+
+    ``by_column``: scales lie column by column.
+    """
     ready = pad(x)
-    rows = quantize(ready) if outputs != "columns" else None
-    columns = quantize(ready.mT) if outputs != "rows" else None
-    found = rows or columns
-    assert found is not None
-    nothing = tuple(each.new_empty(0) for each in found)
-    codes, scale = rows or nothing
-    codes_t, scale_t = columns or nothing
-    return codes.contiguous(), scale.contiguous(), codes_t.contiguous(), scale_t.contiguous()
+
+    def found(wanted: bool, ready: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scale = quantize(ready if wanted else ready[..., :0, :0])
+        if not wanted:
+            return codes.new_empty(0), scale.new_empty(0)
+        scale = scale.mT.contiguous().mT if by_column else scale.contiguous()
+        return codes.contiguous(), scale
+
+    return *found(outputs != "columns", ready), *found(outputs != "rows", ready.mT)
 
 
 def room(
@@ -68,14 +74,20 @@ def room(
     dtype: torch.dtype,
     scale_dtype: torch.dtype,
     scales: Callable[[int, int], tuple[int, int]],
+    *,
+    by_column: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What :func:`both` gives, without data. ``scales``: the scales' shape for codes of a shape."""
     *experts, M, K = x.shape
     M, K = padded(M), padded(K)
 
     def of(wanted: bool, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        shapes = ((rows, columns), scales(rows, columns))
-        codes, scale = ((*experts, *shape) if wanted else (0,) for shape in shapes)
-        return x.new_empty(codes, dtype=dtype), x.new_empty(scale, dtype=scale_dtype)
+        if not wanted:
+            return x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=scale_dtype)
+        R, G = scales(rows, columns)
+        shape = (*experts, G, R) if by_column else (*experts, R, G)
+        scale = x.new_empty(shape, dtype=scale_dtype)
+        codes = x.new_empty((*experts, rows, columns), dtype=dtype)
+        return codes, scale.mT if by_column else scale
 
     return *of(outputs != "columns", M, K), *of(outputs != "rows", K, M)

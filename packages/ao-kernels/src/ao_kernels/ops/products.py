@@ -26,7 +26,7 @@ def kind_of(codes: Tensor, scale: Tensor) -> str | None:
     if scale.dtype == E8M0:
         return "mx" if shape == (rows, -(-features // mx.MX_BLOCK)) else None
     blocks = -(-features // BLOCK)
-    if scale.numel() == 1 and (len(shape) < 2 or rows != 1 or blocks <= 1):
+    if scale.numel() == 1:
         return "tensor"
     if shape in ((rows,), (rows, 1)):
         return "row"

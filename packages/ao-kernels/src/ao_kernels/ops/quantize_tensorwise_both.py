@@ -1,4 +1,4 @@
-"""An operand of training to float8, one scale for the whole tensor, in both directions.
+"""An operand of training to float8 or int8, one scale for the whole tensor, in both directions.
 
     x_MK ~ codes_MK * scale = codes_KM.T * scale
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ao_core.numerics import quantize_blocks
-from ao_kernels.ops import directions
+from ao_kernels.ops import directions, layout
 from ao_kernels.registry import op
 
 
@@ -29,8 +29,10 @@ def quantize_tensorwise_both(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize ``x`` with one scale, its own or a given one, row by row and transposed.
 
-    s = max(amax|x| / max8, tiny), rounded up to a power of two with ``power_of_two``
-    code = float8(clamp(x / s, -max8, max8))
+    float8  s = max(amax|x| / max8, tiny), rounded up to a power of two with ``power_of_two``
+            code = float8(clamp(x / s, -max8, max8))
+    int8    s = max(amax|x| / 127, tiny), the same
+            code = clamp(round_half_even(x * (1/s)), -127, 127)
 
     with max8 the largest finite value of the dtype and tiny the smallest normal float32; see
     docs/numerics.md. x counts as padded with zeros to (M16, K16), multiples of 16.
@@ -38,16 +40,17 @@ def quantize_tensorwise_both(
     Args:
         x: (M, K) float32, bfloat16 or float16, any strides. float64 runs the reference, and is
         rounded to float32 first.
-        dtype: torch.float8_e4m3fn or torch.float8_e5m2.
+        dtype: torch.float8_e4m3fn, torch.float8_e5m2 or torch.int8.
         scale: one float32 element on the device of x: s, taken as it is, or None.
         power_of_two: of a scale that is not given.
         outputs: "both", "rows" (no transposed codes) or "columns" (those alone).
 
     Returns:
         codes (M16, K16), transposed codes (K16, M16), both contiguous, and scale () float32, a new
-        tensor. Codes that are not wanted are empty. If x holds NaN or inf, its own scale and all
-        codes are NaN; with a given scale, NaN and inf become NaN, and other elements beyond the
-        largest code take that. Every kernel gives the same bits.
+        tensor. Codes that are not wanted are empty. If x holds NaN or inf, its own scale is
+        NaN and codes are NaN, or 0 in int8; with a given scale, only NaN and inf become NaN (0 in
+        int8), and other elements beyond the largest code take that. Every kernel gives the same
+        bits.
 
     Raises:
         TypeError, ValueError: arguments that do not fit together.
@@ -76,7 +79,7 @@ def _check(
 ) -> None:
     name = "quantize_tensorwise_both"
     directions.check(name, x, outputs)
-    directions.check_float8_dtype(name, dtype)
+    layout.check_code_dtype(name, dtype)
     if scale is not None and (scale.dtype != torch.float32 or scale.numel() != 1):
         raise ValueError(
             f"{name}: scale is {tuple(scale.shape)} {scale.dtype}; it must be one float32 element, "
