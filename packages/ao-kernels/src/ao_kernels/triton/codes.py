@@ -83,9 +83,15 @@ def is_finite(value):
 
 
 @triton.jit
-def scale_of(peak, HIGH: tl.constexpr):
-    """The scale of values whose largest :func:`magnitude` is ``peak``; NaN if one is not finite."""
+def scale_of(peak, HIGH: tl.constexpr, POWER: tl.constexpr = False):
+    """The scale of values whose largest :func:`magnitude` is ``peak``; NaN if one is not finite.
+
+    POWER: rounded up to a power of two.
+    """
     step = tl.maximum(tl.div_rn(peak.to(tl.float32, bitcast=True), HIGH), _FLT_MIN)
+    if POWER:
+        bits = (step.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
+        step = bits.to(tl.float32, bitcast=True)
     return tl.where(peak < _INFINITY_BITS, step, float("nan"))
 
 
