@@ -23,10 +23,26 @@ from ao_kernels.ops.directions import padded
 from ao_kernels.triton import codes, launch
 from ao_kernels.triton.peaks import Peaks, of_tensor, of_vectors, values_of
 
-TILE = 128
+TILE = 128  # a block of scales
 TENSOR, VECTORS, ROW_BLOCKS, SQUARE_BLOCKS = 0, 1, 2, 3  # what shares a scale
 _TENSOR, _VECTORS = tl.constexpr(TENSOR), tl.constexpr(VECTORS)
 _ROW_BLOCKS = tl.constexpr(ROW_BLOCKS)
+
+
+class Tile(NamedTuple):
+    """What a program works on."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+_TILES = {
+    TENSOR: Tile(TILE, 64, 4),
+    VECTORS: Tile(TILE, 64, 4),
+    ROW_BLOCKS: Tile(TILE, TILE, 16),
+    SQUARE_BLOCKS: Tile(TILE, TILE, 8),
+}
 
 
 @triton.jit
@@ -109,7 +125,8 @@ def _quantize_tiles(
     COLUMNS: tl.constexpr,  # and transposed ones
     EVEN: tl.constexpr,
     PEAKS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     tile, matrix = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     tile_m, tile_k = tile // tiles_k, tile % tiles_k
@@ -120,9 +137,9 @@ def _quantize_tiles(
         scale += matrix * rows
         scale_t += matrix * columns
 
-    word = tile_m * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    word = tile_m * (BLOCK_M // 4) + tl.arange(0, BLOCK_M // 4)
     m = word * 4
-    k = tile_k * BLOCK + tl.arange(0, BLOCK)
+    k = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
     v0 = values_of(x, m, k, M, K, x_stride, EVEN)
     v1 = values_of(x, m + 1, k, M, K, x_stride, EVEN)
     v2 = values_of(x, m + 2, k, M, K, x_stride, EVEN)
@@ -135,7 +152,7 @@ def _quantize_tiles(
             if ROWS:
                 tl.store(scale + tile, step)
             if COLUMNS:
-                tl.store(scale_t + tile_k * tl.cdiv(rows, BLOCK) + tile_m, step)
+                tl.store(scale_t + tile_k * tl.cdiv(rows, BLOCK_M) + tile_m, step)
         elif GIVEN:
             step = tl.load(given)
             v0, v1, v2, v3 = _finite(v0), _finite(v1), _finite(v2), _finite(v3)
@@ -221,8 +238,13 @@ def plan(
     power_of_two: bool,
     outputs: str,
     given: bool = False,
+    tile: Tile | None = None,
 ) -> Plan:
-    """For tensors like x, which is :func:`ready` and not empty."""
+    """For tensors like x, which is :func:`ready` and not empty.
+
+    ``tile``: of the kind's own, where scales are not of blocks, a tile may be smaller.
+    """
+    tile = tile or _TILES[kind]
     swapped = x.stride(-1) != 1
     if swapped:
         x = x.mT
@@ -243,18 +265,19 @@ def plan(
         "GIVEN": given,
         "ROWS": by_row,
         "COLUMNS": by_column,
-        "EVEN": M % TILE == 0 and K % TILE == 0,
+        "EVEN": M % tile.rows == 0 and K % tile.columns == 0,
         "PEAKS": triton.next_power_of_2(n_peaks) if kind == TENSOR and n_peaks else 1,
-        "BLOCK": TILE,
+        "BLOCK_M": tile.rows,
+        "BLOCK_K": tile.columns,
     }
-    tiles_m, tiles_k = triton.cdiv(rows, TILE), triton.cdiv(columns, TILE)
+    tiles_m, tiles_k = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
     matrix_stride = x.stride(0) if x.dim() == 3 else 0
     quantize = launch.Launch(
         _quantize_tiles,
         (tiles_m * tiles_k, n_matrices),
         (M, K, rows, columns, tiles_k, n_peaks, x.stride(-2), matrix_stride),
         constants,
-        {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False},
+        {"num_warps": tile.warps, "num_stages": 1, "enable_fp_fusion": False},
         x.device,
     )
     experts = tuple(x.shape[:-2])
