@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ao_kernels.ops import (
     quantize_block_both,
+    quantize_mx,
     quantize_rowwise_both,
     quantize_tensorwise_both,
 )
@@ -34,6 +35,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], int]] = {
     "row rows": (quantize_rowwise_both, (E4M3, False, "rows"), 2),
     "1x128": (quantize_block_both, (E4M3, 1, 128, False, "both"), 1),
     "128x128": (quantize_block_both, (E4M3, 128, 128, False, "both"), 1),
+    "mx": (quantize_mx, (E4M3, "both"), 1),
 }
 
 

@@ -20,6 +20,7 @@ KERNELS = (
     "intx_grouped_linear",
     "quantize_block",
     "quantize_block_both",
+    "quantize_mx",
     "quantize_rowwise",
     "quantize_rowwise_both",
     "quantize_tensorwise",

@@ -114,10 +114,17 @@ def codes_of(
         codes = _int8_codes(value, step, GIVEN)
     else:
         quotient = _quotient(value, step, FUSED and not GIVEN)
-        if NATIVE:
-            codes = _converted(quotient, MANTISSA)
-        else:
-            codes = _rounded(quotient, MANTISSA, BIAS)
+        codes = float8_codes(quotient, MANTISSA, BIAS, NATIVE)
+    return codes
+
+
+@triton.jit
+def float8_codes(value, MANTISSA: tl.constexpr, BIAS: tl.constexpr, NATIVE: tl.constexpr):
+    """The nearest float8 of values, as bytes."""
+    if NATIVE:
+        codes = _converted(value, MANTISSA)
+    else:
+        codes = _rounded(value, MANTISSA, BIAS)
     return codes
 
 

@@ -205,6 +205,7 @@ class Plan(NamedTuple):
     peaks: Peaks | None
     quantize: launch.Launch
     swapped: bool
+    own: bool = False  # scales: the last launch takes neither peaks nor a given one
 
     def __call__(
         self, x: Tensor, given: Tensor | None = None
@@ -218,7 +219,10 @@ class Plan(NamedTuple):
             self.peaks.find(x, peaks)
             if self.peaks.scales is not None:
                 self.peaks.scales(peaks, scale, scale_t)
-        self.quantize(x, found, scale, found_t, scale_t, peaks, given)
+        if self.own:
+            self.quantize(x, found, scale, found_t, scale_t)
+        else:
+            self.quantize(x, found, scale, found_t, scale_t, peaks, given)
         if self.swapped:
             return found_t, scale_t, found, scale
         return found, scale, found_t, scale_t
