@@ -291,9 +291,9 @@ def product(
     """The product with contiguous weights.
 
     x_scales: of the codes of x_TK, which take its place and are contiguous: "int8" (T,), or of
-    float8 "row" (T,), "tensor" (T,) or "block" (T, G). None: x itself is multiplied. Codes of float8 are
-    e4m3, and results in the dtype of x_TK, unless ``out_dtype`` says that x_TK are the codes: these
-    of any float8, which are multiplied as such where a GPU can.
+    float8 "row" (T,), "tensor" (T,) or "block" (T, G). None: x itself is multiplied. float8 codes
+    are e4m3, and results in the dtype of x_TK, unless ``out_dtype`` says that x_TK are the codes:
+    these of any float8, which are multiplied as such where a GPU can.
     """
     (T, K), (E, N), device = x_TK.shape, w.codes.shape[:2], x_TK.device
     M = triton.cdiv(T, min(T, E))
