@@ -64,23 +64,24 @@ def values_beside_boundaries(dtype: torch.dtype) -> Tensor:
     return torch.cat((x, *others))
 
 
-def assert_same_bits(
-    name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]
-) -> None:
-    """Codes and scales have equal bits, all NaN scales counting as one."""
-    codes, scale = (t.cpu() for t in found)
-    wanted, wanted_scale = (t.cpu() for t in expected)
-    assert codes.dtype == wanted.dtype and codes.shape == wanted.shape, (
-        f"{name}: codes {codes.dtype} {tuple(codes.shape)}"
-    )
-    assert codes.is_contiguous(), f"{name}: stride {codes.stride()}"
-    differ = codes.view(torch.uint8) != wanted.view(torch.uint8)
-    assert not differ.any(), (
-        f"{name}: {differ.sum()} of {differ.numel()} codes differ, the first: "
-        f"{codes.float()[differ][0]}, expected {wanted.float()[differ][0]}"
-    )
-    assert scale.dtype == torch.float32 and scale.shape == wanted_scale.shape, (
-        f"{name}: scale {scale.dtype} {tuple(scale.shape)}"
-    )
-    same = (scale == wanted_scale) | (scale.isnan() & wanted_scale.isnan())
-    assert same.all(), f"{name}: {(~same).sum()} scales differ"
+def assert_same_bits(name: str, found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """Codes and scales, in any order, have equal bits; all NaN scales count as one."""
+    for each, wanted in zip(found, expected, strict=True):
+        each, wanted = each.cpu(), wanted.cpu()
+        assert each.dtype == wanted.dtype and each.shape == wanted.shape, (
+            f"{name}: {each.dtype} {tuple(each.shape)}, expected {wanted.dtype} "
+            f"{tuple(wanted.shape)}"
+        )
+        if each.dtype == torch.float32:
+            same = (each == wanted) | (each.isnan() & wanted.isnan())
+            assert same.all(), f"{name}: {(~same).sum()} of {same.numel()} scales differ"
+            continue
+        assert each.is_contiguous(), f"{name}: stride {each.stride()}"
+        if each.dtype == torch.int32:
+            assert torch.equal(each, wanted), f"{name}: {each}, expected {wanted}"
+            continue
+        differ = each.view(torch.uint8) != wanted.view(torch.uint8)
+        assert not differ.any(), (
+            f"{name}: {differ.sum()} of {differ.numel()} codes differ, the first: "
+            f"{each.float()[differ][0]}, expected {wanted.float()[differ][0]}"
+        )

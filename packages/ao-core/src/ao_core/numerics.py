@@ -35,6 +35,7 @@ __all__ = [
     "dequantize_int8",
     "dequantize_intx",
     "groups",
+    "next_power_of_two",
     "optimize_intx_qparams",
     "quantize_blocks",
     "quantize_float8",
@@ -312,13 +313,19 @@ def quantize_tokens(
 
 
 def quantize_blocks(
-    x: Tensor, *, block: tuple[int, ...], dtype: torch.dtype, scale: Tensor | None = None
+    x: Tensor,
+    *,
+    block: tuple[int, ...],
+    dtype: torch.dtype,
+    scale: Tensor | None = None,
+    power_of_two: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Quantize blocks of an activation, as the quantize ops do: x (...) -> codes (...) of `dtype`
     (int8 or a float8), scale float32 with one element a block (same rank as x); x ~ codes * scale.
 
     block   its shape; a block as long as an empty dimension has a scale, the smallest there is
-    scale   given: codes of this scale, saturated; None: that of each block's largest magnitude
+    scale   given: codes of this scale, saturated; None: that of each block's largest magnitude,
+            with `power_of_two` rounded up (:func:`next_power_of_two`)
     int8    codes in [-127, 127]; x is multiplied by the rounded reciprocal of the scale
     float8  x is divided by the scale
     A block that holds NaN or inf gets a NaN scale, and NaN codes, or zero codes of int8.
@@ -326,10 +333,20 @@ def quantize_blocks(
     x = x.float()
     if scale is None:
         scale = _block_scale(x, block, dtype)
+        scale = next_power_of_two(scale) if power_of_two else scale
     if dtype != torch.int8:
         return quantize_float8(x, scale, block=block, dtype=dtype), scale
     codes = (x * (1 / _spread(scale, block, x.shape))).round_()
     return torch.nan_to_num_(codes, nan=0.0).clamp_(-127, 127).to(dtype), scale
+
+
+def next_power_of_two(scale: Tensor) -> Tensor:
+    """Positive normal float32 scales, rounded up to powers of two; powers and NaN stay.
+
+    2**ceil(log2(scale)), by the bits: exact, where a logarithm is not.
+    """
+    up = ((scale.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+    return torch.where(scale.isfinite(), up, scale)
 
 
 # --- float8

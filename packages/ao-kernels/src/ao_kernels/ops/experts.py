@@ -71,7 +71,7 @@ def each(
 ) -> Tensor:
     """The linear of every expert on its own rows. weight: the arguments between x and offsets."""
     y = x.new_zeros(x.shape[0], weight[0].shape[1])
-    for expert, rows in _rows(x, offsets):
+    for expert, rows in rows_of(x, offsets):
         y[rows] = linear(x[rows], *_of(expert, weight), None if bias is None else bias[expert])
     return y
 
@@ -88,7 +88,7 @@ def derive(grouped: Op, linear: Op) -> None:
         args = args if len(args) > grouped._most else (*args, None)  # a bias of None is left out
         x, *weight, offsets, bias = args
         grad_x, grad_bias = _room(x, bias, needs)
-        for expert, rows in _rows(x, offsets):
+        for expert, rows in rows_of(x, offsets):
             bias_N = None if bias is None else bias[expert]
             call = (x[rows], *_of(expert, tuple(weight)), bias_N)
             assert linear._backward is not None
@@ -120,7 +120,7 @@ def derive(grouped: Op, linear: Op) -> None:
         return x.new_empty(x.shape[0], codes.shape[1])
 
 
-def _rows(x: Tensor, offsets: Tensor) -> Iterator[tuple[int, slice]]:
+def rows_of(x: Tensor, offsets: Tensor) -> Iterator[tuple[int, slice]]:
     """Experts that have tokens, and which; none on the meta device, where there are no values."""
     start = 0
     for expert, end in enumerate([] if offsets.is_meta else offsets.tolist()):

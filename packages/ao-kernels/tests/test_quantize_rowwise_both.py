@@ -1,0 +1,58 @@
+"""quantize_rowwise_both: the reference, and the Triton kernels interpreted and on a GPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from both_contract import Both, BothBits, BothOnGpu, BothRest, Forced, assert_padded
+from quantize_contract import GpuBits, RestOfTorch, every_dtype
+from quantized_samples import assert_same_bits, matrices
+from torch import Tensor
+
+from ao_kernels.ops import quantize_rowwise, quantize_rowwise_both
+
+
+class Rowwise(Both):
+    op = quantize_rowwise_both
+    shapes = ((2, 3, 40), (0, 8), (3, 0), (0, 0), (2, 0, 8), (0, 3, 8), (3, 17, 130))
+
+    def calls(self, x: Tensor, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+        yield x, dtype, False, "both"
+        yield x, dtype, True, "both"
+
+    def calls_of(self, x: Tensor, dtype: torch.dtype, outputs: str) -> Iterator[tuple[Any, ...]]:
+        yield x, dtype, True, outputs
+
+
+class TestOp(Rowwise, BothRest, RestOfTorch):
+    """What any machine runs: on the CPU the op is its reference."""
+
+    @every_dtype
+    def test_is_quantize_rowwise_of_both_directions(self, dtype: torch.dtype) -> None:
+        for name, x in matrices():
+            codes, scale, transposed, scale_t = quantize_rowwise_both(x, dtype)
+            for way, found in ((x, (codes, scale)), (x.T, (transposed, scale_t))):
+                R, C = way.shape
+                part = found[0][:R, :C].contiguous(), found[1][:R]
+                assert_same_bits(name, part, quantize_rowwise(way, dtype))
+            assert_padded(x, codes, transposed)
+            tiny = torch.finfo(torch.float32).tiny
+            assert (scale[x.shape[0] :] == tiny).all() and (scale_t[x.shape[1] :] == tiny).all()
+
+    def test_experts_are_matrices_of_their_own(self) -> None:
+        x = torch.randn(3, 20, 36)
+        together = quantize_rowwise_both(x, torch.float8_e4m3fn)
+        for e in range(3):
+            alone = quantize_rowwise_both(x[e], torch.float8_e4m3fn)
+            assert_same_bits(f"expert {e}", tuple(each[e] for each in together), alone)
+
+
+@pytest.mark.interpreted
+class TestInterpreted(Rowwise, BothBits, Forced):
+    pass
+
+
+@pytest.mark.gpu
+class TestOnGpu(Rowwise, BothOnGpu, GpuBits):
+    pass

@@ -1,0 +1,99 @@
+"""quantize_tensorwise_both: the reference, and the Triton kernels interpreted and on a GPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from both_contract import Both, BothBits, BothOnGpu, BothRest, Forced, assert_padded
+from quantize_contract import GpuBits, RestOfTorch, every_dtype
+from quantized_samples import assert_same_bits, halfway_values, matrices
+from torch import Tensor
+
+from ao_kernels.ops import quantize_tensorwise, quantize_tensorwise_both
+
+_SCALES = (1.0, 0.01, 3e30, 1e-40, -2.0, 0.0, torch.inf, torch.nan)
+
+
+class Tensorwise(Both):
+    op = quantize_tensorwise_both
+
+    def calls(self, x: Tensor, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+        yield x, dtype, None, False, "both"
+        yield x, dtype, None, True, "both"
+        yield x, dtype, torch.tensor(0.037), False, "both"
+
+    def calls_of(self, x: Tensor, dtype: torch.dtype, outputs: str) -> Iterator[tuple[Any, ...]]:
+        yield x, dtype, None, False, outputs
+        yield x, dtype, torch.tensor([0.037]), True, outputs
+
+
+class GivenScales(Tensorwise):
+    """Scales of every kind, in calls of the op."""
+
+    @every_dtype
+    def test_given_scales(self, dtype: torch.dtype) -> None:
+        x = torch.cat((halfway_values(dtype), torch.tensor([0.0, -0.0, 1e38, -1e38])))
+        for name, odd in [("finite", []), ("all", [torch.nan, torch.inf, -torch.inf])]:
+            for value in _SCALES:
+                values = torch.cat((x, torch.tensor(odd), x))
+                values = values[: len(values) // 24 * 24].view(24, -1)
+                given = torch.tensor([[value]])
+                self.check(f"{name} {value}", values, dtype, given, False, "both")
+
+
+class TestOp(Tensorwise, BothRest, RestOfTorch):
+    """What any machine runs: on the CPU the op is its reference."""
+
+    def test_is_quantize_tensorwise_in_both_directions(self) -> None:
+        for name, x in matrices():
+            for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8):
+                codes, scale = quantize_tensorwise(x, dtype)
+                found, transposed, found_scale = quantize_tensorwise_both(x, dtype)
+                M, K = x.shape
+                assert_same_bits(name, (found[:M, :K].contiguous(), found_scale), (codes, scale))
+                assert_same_bits(name, (transposed[:K, :M].contiguous(),), (codes.T.contiguous(),))
+                assert_padded(x, found, transposed)
+
+    def test_a_given_scale_does_not_hide_inf(self) -> None:
+        x = torch.tensor([[1000.0, -1000.0, torch.inf, -torch.inf, torch.nan, 2.0]])
+        codes, transposed, scale = quantize_tensorwise_both(
+            x, torch.float8_e4m3fn, torch.tensor(2.0)
+        )
+        assert codes[0, :2].float().tolist() == [448.0, -448.0] and scale == 2.0
+        assert codes[0, 2:5].float().isnan().all() and codes[0, 5].float() == 1.0
+        assert transposed[2:5, 0].float().isnan().all()
+
+    def test_the_result_is_not_the_given_scale(self) -> None:
+        given = torch.tensor(0.5)
+        *_, scale = quantize_tensorwise_both(torch.randn(3, 4), torch.float8_e4m3fn, given)
+        assert scale.data_ptr() != given.data_ptr() and scale == given
+
+    def test_powers_of_two(self) -> None:
+        for amax, expected in [
+            (448.0, 1.0),
+            (512.0, 2.0),
+            (3.5, 2**-7),
+            (3.0, 2**-7),
+            (0, 2**-126),
+        ]:
+            x = torch.tensor([[amax, -amax / 4]])
+            codes, _, scale = quantize_tensorwise_both(x, torch.float8_e4m3fn, None, True)
+            assert scale == expected
+            assert torch.equal(codes[:1, :2].float() * scale, x)
+
+    def test_refused_scales(self) -> None:
+        x = torch.randn(3, 4)
+        for scale in (torch.ones(2), torch.ones((), dtype=torch.bfloat16)):
+            with pytest.raises(ValueError, match="it must be one float32 element"):
+                quantize_tensorwise_both(x, torch.float8_e4m3fn, scale)
+
+
+@pytest.mark.interpreted
+class TestInterpreted(GivenScales, BothBits, Forced):
+    pass
+
+
+@pytest.mark.gpu
+class TestOnGpu(GivenScales, BothOnGpu, GpuBits):
+    pass
