@@ -1,8 +1,9 @@
-"""One linear layer, forward and backward: bfloat16 and every recipe over M, N and K, into the table
+"""One linear layer, forward and backward: bfloat16 and every recipe over M, N and K, for the table
 that the profit filter reads.
 
-    python packages/ao-float8/benchmarks/bench_float8_linear.py            the table of this GPU
-    python packages/ao-float8/benchmarks/bench_float8_linear.py --sizes 8192 --tokens 8192 --no-table
+    python packages/ao-float8/benchmarks/bench_float8_linear.py        the table of this GPU
+    python packages/ao-float8/benchmarks/bench_float8_linear.py --sizes 8192 --tokens 8192 \
+        --no-table
 
 M tokens, N output features, K input features. Times are those of calls without a compiler that
 follow each other: where the host is slower than the GPU, its time. Sides run in turn. Weights are

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ao_float8.cast_cache import GRADIENTS, INPUTS
 
 

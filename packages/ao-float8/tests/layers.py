@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
-from ao_float8 import Float8Linear, Float8LinearConfig, operands
-from ao_float8.config import RECIPES
 from torch import Tensor, nn
 
 from ao_core import mx
 from ao_core.numerics import dequantize_float8, quantize_blocks
+from ao_float8 import Float8Linear, Float8LinearConfig, operands
+from ao_float8.config import RECIPES
 from ao_kernels.registry import Op
 
 EMULATED = {name: dataclasses.replace(c, emulate=True) for name, c in RECIPES.items()}

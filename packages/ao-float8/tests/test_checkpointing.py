@@ -6,10 +6,11 @@ import functools
 
 import pytest
 import torch
-from ao_float8 import Float8LinearConfig, float8_checkpoint_contexts
 from layers import EMULATED, computed, layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ao_float8 import Float8LinearConfig, float8_checkpoint_contexts
 
 
 class Block(nn.Module):

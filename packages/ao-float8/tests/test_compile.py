@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 import torch
-from ao_float8 import Float8Linear, Float8LinearConfig, convert_to_float8_training
 from layers import EMULATED, emulated, layer
 from torch import Tensor, nn
+
+from ao_float8 import Float8Linear, Float8LinearConfig, convert_to_float8_training
 
 RECIPES = pytest.mark.parametrize("recipe", EMULATED)
 

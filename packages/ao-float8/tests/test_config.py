@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import torch
-from ao_float8 import Float8LinearConfig
-from ao_float8.config import RECIPES
 
 from ao_core.config import config_from_json, config_to_json
 from ao_core.errors import ConfigError
+from ao_float8 import Float8LinearConfig
+from ao_float8.config import RECIPES
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 

@@ -6,11 +6,11 @@ import time
 
 import pytest
 import torch
-from ao_float8 import Float8Linear, Float8LinearConfig, convert, convert_to_float8_training
 from layers import emulated
 from torch import Tensor, nn
 
 from ao_core.errors import ConversionError
+from ao_float8 import Float8Linear, Float8LinearConfig, convert, convert_to_float8_training
 
 
 def mlp() -> nn.Sequential:

@@ -9,9 +9,10 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from ao_float8 import Float8Linear, Float8LinearConfig
 from layers import EMULATED, counted, emulated, expected, image, layer
 from torch import Tensor, nn
+
+from ao_float8 import Float8Linear, Float8LinearConfig
 
 RECIPES = pytest.mark.parametrize("recipe", EMULATED)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ao_float8 import Float8LinearConfig, profit
 from ao_float8.config import RECIPES
 

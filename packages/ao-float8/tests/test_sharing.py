@@ -8,10 +8,11 @@ import weakref
 
 import pytest
 import torch
-from ao_float8 import Float8Linear, Float8LinearConfig
-from ao_float8.cast_cache import GRADIENTS, INPUTS
 from layers import EMULATED, counted, emulated, layer
 from torch import Tensor, nn
+
+from ao_float8 import Float8Linear, Float8LinearConfig
+from ao_float8.cast_cache import GRADIENTS, INPUTS
 
 
 class Attention(nn.Module):

@@ -159,7 +159,7 @@ def _swap(layers: list[_Layer], config: Float8LinearConfig) -> None:
         for each in layers:
             done.append(each.module)
             each.module.__class__ = Float8Linear
-            each.module.configure(config)  # type: ignore[attr-defined]
+            Float8Linear.configure(each.module, config)  # type: ignore[arg-type]
     except BaseException:
         for module in done:
             module.__class__ = nn.Linear
@@ -176,8 +176,9 @@ def _report(model: nn.Module, layers: list[_Layer], skipped: dict[int, str]) -> 
         first = id(weight) not in seen
         seen.add(id(weight))
         if reason is None:
-            scaling = each.module.config.scaling  # type: ignore[attr-defined]
-            status, what = "converted" if first else "tied", f"Float8Linear, {scaling}"
+            assert isinstance(each.module, Float8Linear), "what was not skipped was swapped"
+            what = f"Float8Linear, {each.module.config.scaling}"
+            status = "converted" if first else "tied"
         else:
             status, what = "skipped", reason
         rows.append(

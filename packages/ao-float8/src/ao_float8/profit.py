@@ -5,7 +5,8 @@ M tokens of a forward pass, N output features, K input features. A table,
 backward of one bfloat16 linear, and of each recipe, over a grid of M, N and K.
 
 Between measured points the logarithm of the ratio is linear in the logarithms of M, N and K;
-outside of the grid the nearest point stands. A layer is converted where the ratio is at least `LEAST`.
+outside of the grid the nearest point stands. A layer is converted where the ratio is at least
+`LEAST`.
 
 Without a table, times are counted: floating-point operations over what a Hopper GPU's libraries
 reach, bytes of the casts over its bandwidth, and a constant a launch.
