@@ -300,3 +300,12 @@ def test_double_backward_is_refused() -> None:
     (dx,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"once_differentiable"):
         dx.sum().backward()
+
+
+@pytest.mark.parametrize("M", [16, 17])
+def test_results_may_be_changed_in_place(M: int) -> None:
+    module = layer(16, 8)
+    y = module(torch.randn(2, M, 16))
+    y += 1
+    torch.relu_(y).sum().backward()
+    assert module.weight.grad is not None

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .checkpointing import float8_checkpoint_contexts, keep_float8_casts
 from .config import Float8LinearConfig
 from .convert import convert_to_float8_training
+from .fsdp import precompute_float8_dynamic_scale_for_fsdp
 from .linear import Float8Linear
 
 try:
@@ -23,4 +24,5 @@ __all__ = [
     "convert_to_float8_training",
     "float8_checkpoint_contexts",
     "keep_float8_casts",
+    "precompute_float8_dynamic_scale_for_fsdp",
 ]

@@ -5,6 +5,7 @@ gradient. Each thread keeps the codes of the last input and of the last gradient
 tensor lives, is not changed in place, and nothing else was cast since.
 """
 
+import functools
 import threading
 import weakref
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .operands import Codes, Plan, cast
 
-__all__ = ["GRADIENTS", "INPUTS", "LastCast", "WeightCodes"]
+__all__ = ["GRADIENTS", "INPUTS", "LastCast", "WeightCodes", "count_steps"]
 
 # Without CUDA in torch it is missing, and nothing is ever captured.
 _is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: False)
@@ -94,8 +95,7 @@ class WeightCodes:
     `weight_cache="pass"`. Copies and pickles of a module have an empty one.
     """
 
-    _steps = 0  # of all optimizers
-    _hook: Any = None
+    steps = 0  # of all optimizers, once `count_steps` was called
 
     def __init__(self) -> None:
         self.drop()
@@ -119,11 +119,10 @@ class WeightCodes:
 
     def cast(self, w_NK: Tensor, plan: Plan) -> Codes:
         """The codes of w, in both directions."""
-        if WeightCodes._hook is None:
-            WeightCodes._hook = register_optimizer_step_post_hook(_count_step)
+        count_steps()
         if w_NK.is_inference() or (w_NK.is_cuda and _is_capturing()):  # a replay casts again
             return cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
-        key = (w_NK._version, w_NK.data_ptr(), WeightCodes._steps, plan)
+        key = (w_NK._version, w_NK.data_ptr(), WeightCodes.steps, plan)
         if (
             self._codes is None
             or self._key != key
@@ -136,5 +135,11 @@ class WeightCodes:
         return self._codes
 
 
+@functools.cache
+def count_steps() -> None:
+    """From now on `WeightCodes.steps` counts the steps of all optimizers of this process."""
+    register_optimizer_step_post_hook(_count_step)
+
+
 def _count_step(*_: Any) -> None:
-    WeightCodes._steps += 1
+    WeightCodes.steps += 1

@@ -31,8 +31,9 @@ def convert_to_float8_training(
     """Train the linear layers of a model on float8 codes: each becomes a `Float8Linear` in place.
 
     Parameters, hooks and names stay what they are, so optimizers that hold the parameters, and
-    checkpoints, stay good. Nothing is copied; a model on the meta device can be converted. Convert
-    before `fully_shard`, `parallelize_module` and `torch.compile`.
+    checkpoints, stay good (with `enable_fsdp_float8_all_gather`, weights become new parameters of
+    the same memory, as they do again in `fully_shard`). Nothing is copied; a model on the meta
+    device can be converted. Convert before `fully_shard`, `parallelize_module` and `torch.compile`.
 
     model             any module, also a single nn.Linear
     config            None: the recipe "tensorwise"
@@ -147,6 +148,8 @@ def _refusal(module: nn.Linear) -> str | None:
     if weight.dtype not in DTYPES:
         names = ", ".join(map(str, DTYPES))
         return f"has a weight of {weight.dtype}; float8 training takes {names}"
+    if not weight.numel():
+        return f"has a weight of shape {tuple(weight.shape)}: there is nothing to multiply"
     if weight.layout != torch.strided:
         return f"has a sparse weight ({weight.layout})"
     return None

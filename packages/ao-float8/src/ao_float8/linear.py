@@ -14,18 +14,20 @@ float8 operands along the dimension that is summed over.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .cast_cache import GRADIENTS, INPUTS, LastCast, WeightCodes
+from .cast_tensor import CastTensor, codes_of
 from .config import Float8LinearConfig
+from .fsdp import ShardedWeight, unwrapped
 from .hardware import check_device
 from .operands import Codes, Plan, cast, product
 
 __all__ = ["Float8Linear", "float8_linear", "plan_of"]
 
 is_compiling = torch.compiler.is_compiling
+unsafe_view = torch.ops.aten._unsafe_view.default
 
 
 def plan_of(config: Float8LinearConfig) -> Plan:
@@ -82,6 +84,15 @@ class Float8Linear(nn.Linear):
         self.config = config
         self._plan = plan_of(config)
         self._weight_codes = WeightCodes()
+        if config.enable_fsdp_float8_all_gather:
+            self._weight_to_gather()
+
+    def _weight_to_gather(self) -> None:
+        """A parameter of the same memory that tells FSDP2 to gather codes."""
+        weight = self.weight
+        if not isinstance(weight, ShardedWeight):
+            wrapped = ShardedWeight(weight.detach(), self._plan)
+            self.weight = nn.Parameter(wrapped, requires_grad=weight.requires_grad)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # FSDP2 swaps parameters, and gathers new values without a new version
@@ -93,6 +104,12 @@ class Float8Linear(nn.Linear):
         """(..., K) -> (..., N), in the dtype of `input`, or that of autocast."""
         kept = self._weight_codes if self._plan.weight_cache == "step" else None
         return float8_linear(input, self.weight, self.bias, self._plan, kept=kept)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        key = f"{prefix}weight"
+        if key in destination:  # what FSDP2 gathers as codes is saved as an ordinary tensor
+            destination[key] = unwrapped(destination[key])
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scaling={self.config.scaling}"
@@ -112,8 +129,6 @@ def float8_linear(
             f"{w_NK.shape[1]} input features"
         )
     check_device(plan.scaling, x.device, emulate=plan.emulate)
-    if x.numel() == 0:  # nothing to cast; gradients are zeros
-        return F.linear(x, w_NK, bias)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -140,6 +155,8 @@ def _linear(
     grad = torch.is_grad_enabled()
     needs_x, needs_w = grad and x.requires_grad, grad and w_NK.requires_grad
     if not (needs_x or needs_w or (grad and bias is not None and bias.requires_grad)):
+        if x.numel() == 0:
+            return x.new_empty((*x.shape[:-1], w_NK.shape[0]), dtype=dtype)
         return _forward(x, w_NK, bias, plan, dtype, False, False, kept)[0]
     return _Products.apply(x, w_NK, bias, plan, dtype, needs_x, needs_w, kept)
 
@@ -164,11 +181,17 @@ def _forward(
 ) -> tuple[Tensor, Codes, Codes, bool]:
     """y, the codes of x and w, and whether backward has the columns of w."""
     N, K = w_NK.shape
-    x_MK = x.reshape(-1, K)
-    M = x_MK.shape[0]
+    M = x.numel() // K
     outputs = "both" if needs_w and not plan.wgrad_is_exact else "rows"
-    x8 = _shared(INPUTS, x, x_MK, plan.input_dtype, plan, outputs)
-    if kept is not None and not is_compiling():
+    if isinstance(w_NK, ShardedWeight):
+        w_NK = w_NK.inner
+    if isinstance(x, CastTensor):
+        x8 = codes_of(x, outputs)
+    else:
+        x8 = _shared(INPUTS, x, x.reshape(-1, K), plan.input_dtype, plan, outputs)
+    if isinstance(w_NK, CastTensor):  # FSDP2 frees it behind forward: nothing is held
+        w8, holds = codes_of(w_NK, "rows"), False
+    elif kept is not None and not is_compiling():
         w8, holds = kept.cast(w_NK, plan), True
     else:
         holds = needs_x and plan.weight_cache != "off" and N <= M
@@ -184,7 +207,8 @@ def _forward(
         dtype=dtype,
         fast_accum=plan.fast_accum,
     )
-    return y_MN.view(*x.shape[:-1], N), x8, w8, holds
+    # no view to autograd, which would refuse in-place operations on what the layer gives
+    return unsafe_view(y_MN, (*x.shape[:-1], N)), x8, w8, holds
 
 
 class _Products(torch.autograd.Function):
@@ -200,20 +224,24 @@ class _Products(torch.autograd.Function):
         needs_w: bool,
         kept: WeightCodes | None,
     ) -> Tensor:
+        ctx.plan, ctx.shape, ctx.sizes = plan, x.shape, w_NK.shape
+        ctx.x_dtype, ctx.w_dtype = x.dtype, w_NK.dtype
+        if x.numel() == 0:  # nothing to cast
+            return x.new_empty((*x.shape[:-1], w_NK.shape[0]), dtype=dtype)
         y, x8, w8, holds = _forward(x, w_NK, bias, plan, dtype, needs_x, needs_w, kept)
         x_saved, x_scale, w_saved, w_scale = None, None, None, None
         if needs_w:
-            exact = plan.wgrad_is_exact
-            x_saved, x_scale = (x.to(dtype), None) if exact else (x8.columns, x8.column_scale)
+            if not plan.wgrad_is_exact:
+                x_saved, x_scale = x8.columns, x8.column_scale
+            else:
+                x_saved = x.dequantize() if isinstance(x, CastTensor) else x.to(dtype)
         if needs_x:
             if holds:
                 w_saved, w_scale = w8.columns, w8.column_scale
             else:  # cast again in backward; the scale of a tensor is known by then
                 w_saved, w_scale = w_NK, w8.row_scale if plan.scaling == "tensorwise" else None
         ctx.save_for_backward(x_saved, x_scale, w_saved, w_scale)
-        ctx.plan, ctx.holds = plan, holds
-        ctx.shape, ctx.x_dtype, ctx.w_dtype = x.shape, x.dtype, w_NK.dtype
-        ctx.sizes = w_NK.shape
+        ctx.holds = holds
         return y
 
     @staticmethod
@@ -232,6 +260,12 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tenso
     """Gradients of x, w and bias."""
     plan, (N, K) = ctx.plan, ctx.sizes
     needs_x, needs_w, needs_bias = ctx.needs_input_grad[:3]
+    if dy.numel() == 0:
+        return (
+            dy.new_zeros(ctx.shape, dtype=ctx.x_dtype) if needs_x else None,
+            dy.new_zeros(ctx.sizes, dtype=ctx.w_dtype) if needs_w else None,
+            dy.new_zeros(N) if needs_bias else None,
+        )
     x_saved, x_scale, w_saved, w_scale = ctx.saved_tensors
     dy_MN = dy.reshape(-1, N)
     dx = dw = None
@@ -240,7 +274,11 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tenso
         outputs = "rows" if not columns else "both" if needs_x else "columns"
         dy8 = _shared(GRADIENTS, dy, dy_MN, plan.grad_output_dtype, plan, outputs)
     if needs_x:
-        if not ctx.holds:
+        if isinstance(w_saved, CastTensor):
+            w8 = codes_of(w_saved, "columns")
+            w_saved, w_scale = w8.columns, w8.column_scale
+        elif not ctx.holds:
+            w_saved = w_saved.inner if isinstance(w_saved, ShardedWeight) else w_saved
             w8 = cast(w_saved, plan.weight_dtype, plan, "columns", scale=w_scale, is_weight=True)
             w_saved, w_scale = w8.columns, w8.column_scale
         shape = (dy_MN.shape[0], K)
