@@ -40,7 +40,7 @@ class _Last:
 
 
 class LastCast(threading.local):
-    """The codes of one tensor, by its identity and version, for each thread.
+    """The codes of one tensor, or of equal views of one, by identity and version, for each thread.
 
     The tensor is held weakly: its codes go when it does. Inside a dispatch mode (selective
     checkpointing is one) they serve that mode only, so that a block calls the same ops when it is
@@ -58,7 +58,11 @@ class LastCast(threading.local):
         last = self.last
         capturing = x.is_cuda and _is_capturing()
         mode = _get_current_dispatch_mode()
+        leaf = x.grad_fn is None
         key = (x._version, dtype, plan.scaling, plan.power_of_two, capturing)
+        if x._is_view() and x._base is not None:  # views of one tensor that look alike are one
+            key += (x.shape, x.stride(), x.storage_offset(), x.dtype)
+            x = x._base
         codes, source = last.codes, last.source
         if (
             codes is not None
@@ -67,7 +71,7 @@ class LastCast(threading.local):
             and last.key == key
             and last.outputs in (outputs, "both")
             and (None if last.mode is None else last.mode()) is mode
-            and not (capturing and x.grad_fn is None)
+            and not (capturing and leaf)
         ):
             return codes
         last.forget()  # room for the new ones

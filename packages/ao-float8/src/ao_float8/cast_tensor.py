@@ -94,8 +94,16 @@ _VIEWS = {
 }
 
 
-def codes_of(x: CastTensor, outputs: str) -> Codes:
-    """(..., C) as the matrix (R, C) in the directions of `outputs`, padded to multiples of 16."""
+def codes_of(x: CastTensor, outputs: str, *, keep: bool = False) -> Codes:
+    """(..., C) as the matrix (R, C) in the directions of `outputs`, padded to multiples of 16.
+
+    keep: what was made once serves again, as long as x lives; for inputs that layers share.
+    """
+    if keep and not torch.compiler.is_compiling():
+        kept = x.__dict__.setdefault("_kept", {})
+        if outputs not in kept:
+            kept[outputs] = kept.get("both") or codes_of(x, outputs)
+        return kept[outputs]
     codes = x.codes.reshape(-1, x.shape[-1]).view(torch.uint8)
     R, C = codes.shape
     if R % 16 or C % 16:  # the byte 0 is the code 0

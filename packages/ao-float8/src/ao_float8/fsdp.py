@@ -24,7 +24,13 @@ from .cast_cache import WeightCodes, count_steps
 from .cast_tensor import CastTensor
 from .operands import Plan
 
-__all__ = ["ShardedWeight", "precompute_float8_dynamic_scale_for_fsdp", "unwrapped"]
+__all__ = [
+    "ShardedWeight",
+    "agreed_scale",
+    "largest_magnitude",
+    "precompute_float8_dynamic_scale_for_fsdp",
+    "unwrapped",
+]
 
 aten = torch.ops.aten
 
@@ -130,12 +136,12 @@ class ShardedWeight(Tensor):
         self.amax.group = mesh.get_group()
         x, amax = self.inner.detach(), self.amax.known()
         if amax is None:
-            amax = _largest(x)
+            amax = largest_magnitude(x)
             dist.all_reduce(amax, op=dist.ReduceOp.MAX, group=self.amax.group)
         if mp_policy.param_dtype is not None:
             # the bits of gathering this dtype and casting then; rounding keeps the order
             x, amax = x.to(mp_policy.param_dtype), amax.to(mp_policy.param_dtype).float()
-        scale = _scale(amax, self.plan)
+        scale = agreed_scale(amax, self.plan.weight_dtype, self.plan.power_of_two)
         rows = -(-outer_size[0] // mesh.size())
         codes, _ = quantize_tensorwise(x.contiguous(), self.plan.weight_dtype, scale)
         codes = codes.view(torch.uint8)  # some backends do not know float8
@@ -182,7 +188,7 @@ _KEEPING = _COPIES | {
 }
 
 
-def _largest(x: Tensor) -> Tensor:
+def largest_magnitude(x: Tensor) -> Tensor:
     """() float32: the largest magnitude of a shard, which may be empty; NaN beats all."""
     if not x.numel():
         return torch.zeros((), device=x.device)
@@ -191,12 +197,12 @@ def _largest(x: Tensor) -> Tensor:
     return torch.where(largest.isnan(), torch.inf, largest)
 
 
-def _scale(amax: Tensor, plan: Plan) -> Tensor:
+def agreed_scale(amax: Tensor, dtype: torch.dtype, power_of_two: bool) -> Tensor:
     """As `ao_core.numerics` finds the scale of a tensor with this largest magnitude."""
-    high = torch.finfo(plan.weight_dtype).max
+    high = torch.finfo(dtype).max
     scale = amax / torch.full_like(amax, high)
     scale = torch.where(scale.isfinite(), scale.clamp(min=TINY), torch.nan)
-    return next_power_of_two(scale) if plan.power_of_two else scale
+    return next_power_of_two(scale) if power_of_two else scale
 
 
 def unwrapped(parameter: Tensor) -> Tensor:
@@ -245,7 +251,7 @@ def precompute_float8_dynamic_scale_for_fsdp(model: nn.Module) -> None:
         if weight.amax.group is not None:
             groups.setdefault(weight.amax.group, []).append(weight)
     for group, members in groups.items():
-        largest = torch.stack([_largest(weight.inner) for weight in members])
+        largest = torch.stack([largest_magnitude(weight.inner) for weight in members])
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
         for weight, amax in zip(members, largest.unbind(), strict=True):
             weight.amax.set(amax)

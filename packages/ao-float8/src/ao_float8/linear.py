@@ -102,6 +102,10 @@ class Float8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., K) -> (..., N), in the dtype of `input`, or that of autocast."""
+        if hasattr(self.weight, "device_mesh"):
+            from .tensor_parallel import distributed_linear  # DTensor takes a second to import
+
+            return distributed_linear(self, input)
         kept = self._weight_codes if self._plan.weight_cache == "step" else None
         return float8_linear(input, self.weight, self.bias, self._plan, kept=kept)
 
@@ -186,7 +190,7 @@ def _forward(
     if isinstance(w_NK, ShardedWeight):
         w_NK = w_NK.inner
     if isinstance(x, CastTensor):
-        x8 = codes_of(x, outputs)
+        x8 = codes_of(x, outputs, keep=True)
     else:
         x8 = _shared(INPUTS, x, x.reshape(-1, K), plan.input_dtype, plan, outputs)
     if isinstance(w_NK, CastTensor):  # FSDP2 frees it behind forward: nothing is held
@@ -267,12 +271,17 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tenso
             dy.new_zeros(N) if needs_bias else None,
         )
     x_saved, x_scale, w_saved, w_scale = ctx.saved_tensors
-    dy_MN = dy.reshape(-1, N)
+    codes = dy if isinstance(dy, CastTensor) else None  # of tokens that were gathered
+    dy = dy if codes is None or not (needs_bias or plan.wgrad_is_exact) else codes.dequantize()
     dx = dw = None
     columns = needs_w and not plan.wgrad_is_exact
     if needs_x or columns:
         outputs = "rows" if not columns else "both" if needs_x else "columns"
-        dy8 = _shared(GRADIENTS, dy, dy_MN, plan.grad_output_dtype, plan, outputs)
+        if codes is not None:
+            dy8 = codes_of(codes, outputs)
+        else:
+            dy_MN = dy.reshape(-1, N)
+            dy8 = _shared(GRADIENTS, dy, dy_MN, plan.grad_output_dtype, plan, outputs)
     if needs_x:
         if isinstance(w_saved, CastTensor):
             w8 = codes_of(w_saved, "columns")
@@ -281,7 +290,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tenso
             w_saved = w_saved.inner if isinstance(w_saved, ShardedWeight) else w_saved
             w8 = cast(w_saved, plan.weight_dtype, plan, "columns", scale=w_scale, is_weight=True)
             w_saved, w_scale = w8.columns, w8.column_scale
-        shape = (dy_MN.shape[0], K)
+        shape = (dy.numel() // N, K)
         dx_MK = product(dy8.rows, dy8.row_scale, w_saved, w_scale, shape, plan, dtype=ctx.x_dtype)
         dx = dx_MK.view(ctx.shape)
     if columns:
@@ -289,5 +298,5 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tenso
             dy8.columns, dy8.column_scale, x_saved, x_scale, (N, K), plan, dtype=ctx.w_dtype
         )
     elif needs_w:
-        dw = (dy_MN.t() @ x_saved.reshape(-1, K)).to(ctx.w_dtype)
-    return dx, dw, dy_MN.sum(0) if needs_bias else None
+        dw = (dy.reshape(-1, N).t() @ x_saved.reshape(-1, K)).to(ctx.w_dtype)
+    return dx, dw, dy.reshape(-1, N).sum(0) if needs_bias else None
