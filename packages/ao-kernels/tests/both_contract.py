@@ -6,10 +6,18 @@ from typing import Any
 import pytest
 import torch
 from quantize_contract import every_dtype, moved
-from quantized_samples import assert_same_bits
+from quantized_samples import (
+    assert_same_bits,
+    every_16_bit_value,
+    halfway_values,
+    matrices,
+    values_beside_boundaries,
+)
 from torch import Tensor
 
-SHAPES = [(1, 1), (16, 16), (17, 33), (128, 128), (130, 250), (3, 700), (400, 5), (257, 129)]
+from ao_kernels import force
+
+SHAPES = [(1, 1), (17, 33), (128, 128), (130, 250), (3, 300), (257, 129)]
 
 
 class Both:
@@ -25,19 +33,55 @@ class Both:
 
 
 class BothBits(Both):
-    """``outputs`` on ``device`` against the reference on the CPU; strides of every kind."""
+    """The op on ``device`` against the reference on the CPU. Few tiles: interpreted, one takes 0.1
+    seconds."""
+
+    device = "cpu"
+    every = 3  # rows of all values
+
+    def check(self, name: str, *args: Any) -> None:
+        found = self.op(*moved(args, self.device))
+        assert_same_bits(name, found, self.op.reference(*args))
 
     @every_dtype
-    def test_shapes(self, dtype: torch.dtype) -> None:
+    def test_odd_matrices(self, dtype: torch.dtype) -> None:
+        for name, x in list(matrices())[18:]:
+            for args in self.calls(x, dtype):
+                self.check(f"{name} {args[1:]}", *args)
+
+    @every_dtype
+    def test_all_values(self, dtype: torch.dtype) -> None:
+        """Of 16 bits, and those beside every boundary of rounding."""
+        for x_dtype in (torch.bfloat16, torch.float16):
+            values = every_16_bit_value(x_dtype)
+            finite = values[values.isfinite()].sort().values
+            x = finite[: len(finite) // 240 * 240].view(-1, 240)
+            for args in self.calls(x[:: self.every], dtype):
+                self.check(f"{x_dtype} {args[1:]}", *args)
+        beside = values_beside_boundaries(dtype)[::9]
+        halves = halfway_values(dtype)
+        halves = halves[: len(halves) // 4 * 4].view(4, -1)
+        for x in (beside, halves):
+            for args in self.calls(x, dtype):
+                self.check(f"{args[1:]}", *args)
+
+    def test_nothing_to_quantize(self, dtype: torch.dtype = torch.int8) -> None:
+        for shape in self.shapes:
+            for args in self.calls(torch.randn(shape).bfloat16(), dtype):
+                self.check(f"{shape} {args[1:]}", *args)
+
+    def test_shapes(self, dtype: torch.dtype = torch.float8_e4m3fn) -> None:
         generator = torch.Generator().manual_seed(2)
         for shape in SHAPES:
             x = torch.randn(shape, generator=generator) * torch.rand(shape[0], 1) * 3
-            for args in self.calls(x.bfloat16(), dtype):
-                self.check(f"{shape} {args[1:]}", *args)
+            for each in (x.bfloat16(), x.half().T):
+                for args in self.calls(each, dtype):
+                    self.check(f"{shape} {args[1:]}", *args)
 
-    @every_dtype
     @pytest.mark.parametrize("outputs", ["rows", "columns"])
-    def test_outputs_that_are_not_wanted_are_empty(self, outputs: str, dtype: torch.dtype) -> None:
+    def test_outputs_that_are_not_wanted_are_empty(
+        self, outputs: str, dtype: torch.dtype = torch.float8_e4m3fn
+    ) -> None:
         for x in (torch.randn(70, 140).bfloat16(), torch.randn(150, 20).T, torch.randn(0, 5)):
             for args in self.calls_of(x, dtype, outputs):
                 self.check(f"{outputs} {args[1:]}", *args)
@@ -51,11 +95,23 @@ class BothBits(Both):
     @every_dtype
     def test_odd_elements(self, dtype: torch.dtype) -> None:
         """NaN and inf reach the scale and codes of their rows, columns, blocks or tensor alone."""
-        for value in (torch.nan, torch.inf, -torch.inf):
-            x = torch.randn(140, 150)
+        for value in (torch.nan, -torch.inf):
+            x = torch.randn(140, 50)
             x[133, 20] = value
             for args in self.calls(x.bfloat16(), dtype):
                 self.check(f"{value} {args[1:]}", *args)
+
+
+class Forced:
+    """The Triton kernel, forced; runs in the child process of conftest.py."""
+
+    pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of numpy
+
+    @pytest.fixture(autouse=True)
+    def _only_triton(self) -> Iterator[None]:
+        before = force("triton")
+        yield
+        force(before)
 
 
 class BothRest:
@@ -74,6 +130,9 @@ class BothRest:
 
 class BothOnGpu(BothBits):
     """On a GPU, at sizes of models."""
+
+    device = "cuda"
+    every = 1
 
     def large(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(0)

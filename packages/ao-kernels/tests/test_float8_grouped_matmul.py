@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from both_contract import Forced
 from matmul_samples import E4M3, E5M2
 from quantize_contract import moved
 from quantized_samples import assert_same_bits
 from torch import Tensor
 
-from ao_kernels import force
 from ao_kernels.ops import (
     float8_grouped_matmul,
     float8_grouped_wgrad,
@@ -180,14 +180,8 @@ class TestOps(Products):
 
 
 @pytest.mark.interpreted
-class TestInterpreted(Products):
-    pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of numpy
-
-    @pytest.fixture(autouse=True)
-    def _only_triton(self) -> Iterator[None]:
-        before = force("triton")
-        yield
-        force(before)
+class TestInterpreted(Products, Forced):
+    pass
 
 
 @pytest.mark.gpu

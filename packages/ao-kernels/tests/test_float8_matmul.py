@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from both_contract import Forced
 from matmul_samples import E4M3, E5M2, operand, products
 from torch import Tensor
 
-from ao_kernels import force
 from ao_kernels.ops import float8_matmul
 
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -113,14 +113,8 @@ class TestOp(Products):
 
 
 @pytest.mark.interpreted
-class TestInterpreted(Products):
-    pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of numpy
-
-    @pytest.fixture(autouse=True)
-    def _only_triton(self) -> Iterator[None]:
-        before = force("triton")
-        yield
-        force(before)
+class TestInterpreted(Products, Forced):
+    pass
 
 
 @pytest.mark.gpu

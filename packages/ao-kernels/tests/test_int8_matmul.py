@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from both_contract import Forced
 from torch import Tensor
 
-from ao_kernels import force
 from ao_kernels.ops import int8_matmul, quantize_rowwise_both
 
 SHAPES = [(16, 16, 16), (48, 80, 32), (144, 272, 400), (5, 7, 9), (16, 33, 1500)]
@@ -75,12 +75,8 @@ class TestOp(Products):
 
 
 @pytest.mark.interpreted
-class TestInterpreted(Products):
-    @pytest.fixture(autouse=True)
-    def _only_triton(self) -> Iterator[None]:
-        before = force("triton")
-        yield
-        force(before)
+class TestInterpreted(Products, Forced):
+    pass
 
 
 @pytest.mark.gpu

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from both_contract import Both, BothBits, BothOnGpu, BothRest, assert_padded
-from quantize_contract import GpuBits, InterpretedBits, RestOfTorch, every_dtype
+from both_contract import Both, BothBits, BothOnGpu, BothRest, Forced, assert_padded
+from quantize_contract import GpuBits, RestOfTorch, every_dtype
 from quantized_samples import assert_same_bits, matrices
 from torch import Tensor
 
@@ -56,7 +56,7 @@ class TestOp(Block, BothRest, RestOfTorch):
 
 
 @pytest.mark.interpreted
-class TestInterpreted(Block, BothBits, InterpretedBits):
+class TestInterpreted(Block, BothBits, Forced):
     pass
 
 

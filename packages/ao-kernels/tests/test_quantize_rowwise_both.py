@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from both_contract import Both, BothBits, BothOnGpu, BothRest, assert_padded
-from quantize_contract import GpuBits, InterpretedBits, RestOfTorch, every_dtype
+from both_contract import Both, BothBits, BothOnGpu, BothRest, Forced, assert_padded
+from quantize_contract import GpuBits, RestOfTorch, every_dtype
 from quantized_samples import assert_same_bits, matrices
 from torch import Tensor
 
@@ -49,7 +49,7 @@ class TestOp(Rowwise, BothRest, RestOfTorch):
 
 
 @pytest.mark.interpreted
-class TestInterpreted(Rowwise, BothBits, InterpretedBits):
+class TestInterpreted(Rowwise, BothBits, Forced):
     pass
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from both_contract import Both, BothBits, BothOnGpu, BothRest, assert_padded
-from quantize_contract import GpuBits, InterpretedBits, RestOfTorch, every_dtype
+from both_contract import Both, BothBits, BothOnGpu, BothRest, Forced, assert_padded
+from quantize_contract import GpuBits, RestOfTorch, every_dtype
 from quantized_samples import assert_same_bits, halfway_values, matrices
 from torch import Tensor
 
@@ -36,9 +36,10 @@ class GivenScales(Tensorwise):
         x = torch.cat((halfway_values(dtype), torch.tensor([0.0, -0.0, 1e38, -1e38])))
         for name, odd in [("finite", []), ("all", [torch.nan, torch.inf, -torch.inf])]:
             for value in _SCALES:
-                values = torch.cat((x, torch.tensor(odd)))
+                values = torch.cat((x, torch.tensor(odd), x))
+                values = values[: len(values) // 24 * 24].view(24, -1)
                 given = torch.tensor([[value]])
-                self.check(f"{name} {value}", values[:, None], dtype, given, False, "both")
+                self.check(f"{name} {value}", values, dtype, given, False, "both")
 
 
 class TestOp(Tensorwise, BothRest, RestOfTorch):
@@ -89,7 +90,7 @@ class TestOp(Tensorwise, BothRest, RestOfTorch):
 
 
 @pytest.mark.interpreted
-class TestInterpreted(GivenScales, BothBits, InterpretedBits):
+class TestInterpreted(GivenScales, BothBits, Forced):
     pass
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .numerics import groups
 
-__all__ = ["MX_BLOCK", "dequantize_mx", "quantize_mx"]
+__all__ = ["EMAX", "MX_BLOCK", "dequantize_mx", "quantize_mx"]
 
 MX_BLOCK = 32
-_EMAX = {torch.float8_e4m3fn: 8, torch.float8_e5m2: 15}
+EMAX = {torch.float8_e4m3fn: 8, torch.float8_e5m2: 15}
 _BIAS = 127
 _NAN = 255
 
@@ -27,15 +27,15 @@ _NAN = 255
 def quantize_mx(x: Tensor, *, dtype: torch.dtype, block: int = MX_BLOCK) -> tuple[Tensor, Tensor]:
     """Blocks of the last dimension: x (..., K) -> codes (..., K) of `dtype` (a float8), scale
     (..., ceil(K / block)) float8_e8m0fnu; the last block may be shorter."""
-    if dtype not in _EMAX:
-        raise ValueError(f"MX elements are {' or '.join(map(str, _EMAX))}, got {dtype}")
+    if dtype not in EMAX:
+        raise ValueError(f"MX elements are {' or '.join(map(str, EMAX))}, got {dtype}")
     length = x.shape[-1]
     n_blocks = groups(length, block)
     padded = torch.nn.functional.pad(x.float(), (0, n_blocks * block - length))
     x_GB = padded.unflatten(-1, (n_blocks, block))
     amax = x_GB.abs().amax(-1)
     # The exponent's bits are floor(log2) + 127 of a normal number; below, the result is clamped.
-    exponent = (amax.view(torch.int32) >> 23) - _EMAX[dtype]
+    exponent = (amax.view(torch.int32) >> 23) - EMAX[dtype]
     biased = torch.where(amax.isfinite(), exponent.clamp(0, 2 * _BIAS), _NAN)
     high = torch.finfo(dtype).max
     scale = _values(biased)[..., None]

@@ -19,8 +19,12 @@ KERNELS = (
     "int8_static_linear",
     "intx_grouped_linear",
     "quantize_block",
+    "quantize_block_both",
+    "quantize_mx",
     "quantize_rowwise",
+    "quantize_rowwise_both",
     "quantize_tensorwise",
+    "quantize_tensorwise_both",
 )
 
 try:

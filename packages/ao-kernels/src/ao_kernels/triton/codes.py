@@ -83,9 +83,15 @@ def is_finite(value):
 
 
 @triton.jit
-def scale_of(peak, HIGH: tl.constexpr):
-    """The scale of values whose largest :func:`magnitude` is ``peak``; NaN if one is not finite."""
+def scale_of(peak, HIGH: tl.constexpr, POWER: tl.constexpr = False):
+    """The scale of values whose largest :func:`magnitude` is ``peak``; NaN if one is not finite.
+
+    POWER: rounded up to a power of two.
+    """
     step = tl.maximum(tl.div_rn(peak.to(tl.float32, bitcast=True), HIGH), _FLT_MIN)
+    if POWER:
+        bits = (step.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
+        step = bits.to(tl.float32, bitcast=True)
     return tl.where(peak < _INFINITY_BITS, step, float("nan"))
 
 
@@ -108,10 +114,17 @@ def codes_of(
         codes = _int8_codes(value, step, GIVEN)
     else:
         quotient = _quotient(value, step, FUSED and not GIVEN)
-        if NATIVE:
-            codes = _converted(quotient, MANTISSA)
-        else:
-            codes = _rounded(quotient, MANTISSA, BIAS)
+        codes = float8_codes(quotient, MANTISSA, BIAS, NATIVE)
+    return codes
+
+
+@triton.jit
+def float8_codes(value, MANTISSA: tl.constexpr, BIAS: tl.constexpr, NATIVE: tl.constexpr):
+    """The nearest float8 of values, as bytes."""
+    if NATIVE:
+        codes = _converted(value, MANTISSA)
+    else:
+        codes = _rounded(value, MANTISSA, BIAS)
     return codes
 
 

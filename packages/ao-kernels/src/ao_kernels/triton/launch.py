@@ -24,7 +24,7 @@ from torch import Tensor
 from ao_kernels import registry
 
 _MOST_PLANS = 4096  # of one op; a plan takes about 2 kB
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu)
 _runtime = triton.knobs.runtime
 # Without CUDA in torch these are missing, and no launch reaches them.
 _current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
