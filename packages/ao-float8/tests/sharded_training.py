@@ -153,7 +153,7 @@ def check_checkpoint() -> None:
         assert type(value) is DTensor and type(value._local_tensor) is Tensor, name
     assert (
         state["0.weight"]._local_tensor.data_ptr()
-        == layers[0].weight._local_tensor.inner.data_ptr()
+        == layers[0].weight._local_tensor.plain.data_ptr()
     )
     full = get_model_state_dict(layers, options=StateDictOptions(full_state_dict=True))
     buffer = io.BytesIO()
@@ -213,7 +213,7 @@ def check_nan() -> None:
     layers = sharded(model(torch.float32, gather=True))
     if dist.get_rank() == 1:
         with torch.no_grad():
-            layers[2].weight._local_tensor.inner[3, 3] = float("nan")
+            layers[2].weight._local_tensor.plain[3, 3] = float("nan")
     assert layers(values(20, SIZES[0], seed=0)).isnan().all()
 
 

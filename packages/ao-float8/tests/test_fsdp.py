@@ -40,11 +40,11 @@ def test_a_weight_to_gather_is_an_ordinary_parameter() -> None:
     assert torch.equal(torch.load(buffer, weights_only=True)["weight"], plain.weight)
     other = copy.deepcopy(module)
     assert isinstance(other.weight, ShardedWeight) and torch.equal(other(x), module(x))
-    assert other.weight.inner.data_ptr() != module.weight.inner.data_ptr()
+    assert other.weight.plain.data_ptr() != module.weight.plain.data_ptr()
 
 
 def test_nothing_is_copied() -> None:
     model = nn.Sequential(nn.Linear(16, 16))
     before = model[0].weight.data_ptr()
     convert_to_float8_training(model, config=emulated(enable_fsdp_float8_all_gather=True))
-    assert model[0].weight.inner.data_ptr() == before
+    assert model[0].weight.plain.data_ptr() == before

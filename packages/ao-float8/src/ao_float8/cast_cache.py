@@ -59,7 +59,7 @@ class LastCast(threading.local):
         capturing = x.is_cuda and _is_capturing()
         mode = _get_current_dispatch_mode()
         leaf = x.grad_fn is None
-        key = (x._version, dtype, plan.scaling, plan.power_of_two, capturing)
+        key: tuple[Any, ...] = (x._version, dtype, plan.scaling, plan.power_of_two, capturing)
         if x._is_view() and x._base is not None:  # views of one tensor that look alike are one
             key += (x.shape, x.stride(), x.storage_offset(), x.dtype)
             x = x._base

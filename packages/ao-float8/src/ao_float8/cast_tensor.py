@@ -59,7 +59,7 @@ class CastTensor(Tensor):
     ) -> "CastTensor":
         return CastTensor(inner["codes"], inner["scale"], dtype)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

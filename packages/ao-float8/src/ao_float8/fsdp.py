@@ -55,7 +55,7 @@ class _Amax:
 class ShardedWeight(Tensor):
     """A weight, or the shard of one, that FSDP2 gathers as codes."""
 
-    inner: Tensor
+    plain: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor, plan: Plan, amax: _Amax | None = None) -> "ShardedWeight":
@@ -70,32 +70,32 @@ class ShardedWeight(Tensor):
         )
 
     def __init__(self, inner: Tensor, plan: Plan, amax: _Amax | None = None) -> None:
-        self.inner, self.plan, self.amax = inner, plan, _Amax() if amax is None else amax
+        self.plain, self.plan, self.largest = inner, plan, _Amax() if amax is None else amax
         count_steps()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"ShardedWeight({self.inner!r})"
+        return f"ShardedWeight({self.plain!r})"
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
-        return ["inner"], self.plan
+        return ["plain"], self.plan
 
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, Tensor], plan: Any, outer_size: Any, outer_stride: Any
     ) -> "ShardedWeight":
-        return ShardedWeight(inner["inner"], plan)
+        return ShardedWeight(inner["plain"], plan)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # files hold what it is to everybody else
-        return self.inner.__reduce_ex__(protocol)
+        return self.plain.__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
-            new: Tensor = ShardedWeight(self.inner.detach().clone(), self.plan)
+            new: Tensor = ShardedWeight(self.plain.detach().clone(), self.plan)
             is_parameter = isinstance(self, nn.Parameter)
             memo[id(self)] = nn.Parameter(new, self.requires_grad) if is_parameter else new
         return memo[id(self)]
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -105,18 +105,18 @@ class ShardedWeight(Tensor):
 
         def unwrap(t: ShardedWeight) -> Tensor:
             owners.append(t)
-            return t.inner
+            return t.plain
 
         kwargs = kwargs or {}
         plain = tree_map_only(ShardedWeight, unwrap, (args, kwargs))
         found = func(*plain[0], **plain[1])
         if func._schema.is_mutable:
             for owner in owners:
-                owner.amax.set(None)
+                owner.largest.set(None)
         elif func in _KEEPING:
             first = owners[0]
             # what has memory of its own has a largest magnitude of its own
-            amax = None if func in _COPIES else first.amax
+            amax = None if func in _COPIES else first.largest
             found = tree_map_only(Tensor, lambda t: cls(t, first.plan, amax), found)
         else:
             return found
@@ -133,11 +133,11 @@ class ShardedWeight(Tensor):
         mp_policy: Any,
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """The codes of this rank's rows, padded to the most that a rank has, and the scale."""
-        self.amax.group = mesh.get_group()
-        x, amax = self.inner.detach(), self.amax.known()
+        self.largest.group = mesh.get_group()
+        x, amax = self.plain.detach(), self.largest.known()
         if amax is None:
             amax = largest_magnitude(x)
-            dist.all_reduce(amax, op=dist.ReduceOp.MAX, group=self.amax.group)
+            dist.all_reduce(amax, op=dist.ReduceOp.MAX, group=self.largest.group)
         if mp_policy.param_dtype is not None:
             # the bits of gathering this dtype and casting then; rounding keeps the order
             x, amax = x.to(mp_policy.param_dtype), amax.to(mp_policy.param_dtype).float()
@@ -209,14 +209,14 @@ def unwrapped(parameter: Tensor) -> Tensor:
     """A parameter as state dicts hold it: an ordinary tensor, or a DTensor of ordinary tensors, of
     the same memory."""
     if isinstance(parameter, ShardedWeight):
-        return parameter.inner
+        return parameter.plain
     local = getattr(parameter, "_local_tensor", None)
     if not isinstance(local, ShardedWeight):
         return parameter
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
-        local.inner,
+        local.plain,
         parameter.device_mesh,  # type: ignore[attr-defined]
         parameter.placements,  # type: ignore[attr-defined]
         run_check=False,
@@ -248,10 +248,10 @@ def precompute_float8_dynamic_scale_for_fsdp(model: nn.Module) -> None:
         )
     groups: dict[Any, list[ShardedWeight]] = {}
     for weight in weights:
-        if weight.amax.group is not None:
-            groups.setdefault(weight.amax.group, []).append(weight)
+        if weight.largest.group is not None:
+            groups.setdefault(weight.largest.group, []).append(weight)
     for group, members in groups.items():
-        largest = torch.stack([largest_magnitude(weight.inner) for weight in members])
+        largest = torch.stack([largest_magnitude(weight.plain) for weight in members])
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
         for weight, amax in zip(members, largest.unbind(), strict=True):
-            weight.amax.set(amax)
+            weight.largest.set(amax)

@@ -188,7 +188,7 @@ def _forward(
     M = x.numel() // K
     outputs = "both" if needs_w and not plan.wgrad_is_exact else "rows"
     if isinstance(w_NK, ShardedWeight):
-        w_NK = w_NK.inner
+        w_NK = w_NK.plain
     if isinstance(x, CastTensor):
         x8 = codes_of(x, outputs, keep=True)
     else:
@@ -287,7 +287,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tenso
             w8 = codes_of(w_saved, "columns")
             w_saved, w_scale = w8.columns, w8.column_scale
         elif not ctx.holds:
-            w_saved = w_saved.inner if isinstance(w_saved, ShardedWeight) else w_saved
+            w_saved = w_saved.plain if isinstance(w_saved, ShardedWeight) else w_saved
             w8 = cast(w_saved, plan.weight_dtype, plan, "columns", scale=w_scale, is_weight=True)
             w_saved, w_scale = w8.columns, w8.column_scale
         shape = (dy.numel() // N, K)

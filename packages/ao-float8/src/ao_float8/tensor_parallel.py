@@ -56,7 +56,7 @@ def distributed_linear(layer: Float8Linear, x: Tensor) -> Tensor:
     last = x.dim() - 1
     if where == (Shard(0),) and given == (Replicate(),):
         local_x = x.to_local(grad_placements=[Partial()]) if isinstance(x, DTensor) else x
-        local_bias = None if bias is None else bias.to_local()  # type: ignore[attr-defined]
+        local_bias = None if bias is None else bias.to_local()
         y = float8_linear(local_x, weight.to_local(), local_bias, layer._plan)
         return DTensor.from_local(y, mesh, [Shard(last)], run_check=False)
     if where == (Shard(1),) and given in ((Shard(-1),), (Shard(last),)) and isinstance(x, DTensor):
@@ -68,7 +68,7 @@ def distributed_linear(layer: Float8Linear, x: Tensor) -> Tensor:
     over_tokens = isinstance(given[0], Shard) and given[0].dim % x.dim() != last
     if where == (Replicate(),) and isinstance(x, DTensor) and (over_tokens or given == where):
         grads = [Partial()] if over_tokens else [Replicate()]
-        local_bias = None if bias is None else bias.to_local(grad_placements=grads)  # type: ignore[attr-defined]
+        local_bias = None if bias is None else bias.to_local(grad_placements=grads)
         y = float8_linear(
             x.to_local(), weight.to_local(grad_placements=grads), local_bias, layer._plan
         )
