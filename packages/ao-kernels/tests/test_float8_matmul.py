@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from both_contract import Forced
-from matmul_samples import E4M3, E5M2, operand, products
+from matmul_samples import E4M3, E5M2, LARGE, SHAPES, operand, products
 from torch import Tensor
 
 from ao_kernels.ops import float8_matmul
 
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 class Products:
@@ -20,23 +19,26 @@ class Products:
 
     device = "cpu"
     sum_eps = 1e-6
+    bf16 = 2.0**-8
+    shapes: Any = SHAPES
 
     def check(self, name: str, args: tuple[Any, ...], exact: Tensor, size: Tensor) -> None:
         moved = tuple(a.to(self.device) if isinstance(a, Tensor) else a for a in args)
         y = float8_matmul(*moved).cpu()
         assert y.dtype == (args[5] if len(args) > 5 and args[5] else torch.bfloat16), name
+        eps = {torch.float32: 2.0**-24, torch.bfloat16: self.bf16, torch.float16: 2.0**-11}[y.dtype]
         subnormal = 2.0**-25 if y.dtype == torch.float16 else 1e-12
-        bound = size * self.sum_eps + exact.abs() * EPS[y.dtype] + subnormal
+        bound = size * self.sum_eps + exact.abs() * eps + subnormal
         over = ((y.double() - exact).abs() / bound).max()
         assert over <= 1, f"{name}: {over:.3g} times the bound"
 
     def test_products(self) -> None:
-        for name, args, exact, size in products():
+        for name, args, exact, size in products(self.shapes):
             self.check(name, (*args, None, torch.float32), exact, size)
 
     def test_bias_and_dtypes(self) -> None:
-        for name, args, exact, size in products():
-            if not name.startswith("48x"):
+        for name, args, exact, size in products([(48, 80, 32)]):
+            if not name.startswith("48x80x32 ('1x128'") and "('row', 'row')" not in name:
                 continue
             bias = torch.randn(exact.shape[1])
             for dtype in OUT_DTYPES:
@@ -77,9 +79,8 @@ class TestOp(Products):
     """What any machine runs: on the CPU the op is its reference."""
 
     def calls(self) -> Iterator[tuple[Any, ...]]:
-        for name, args, *_ in products():
-            if name.startswith("48x"):
-                yield (*args, torch.randn(80), None, False)
+        for _, args, *_ in products([(48, 80, 32)]):
+            yield (*args, torch.randn(80), None, False)
 
     def test_opcheck(self) -> None:
         """Not the test of the schema, which multiplies float8 numbers."""
@@ -114,7 +115,8 @@ class TestOp(Products):
 
 @pytest.mark.interpreted
 class TestInterpreted(Products, Forced):
-    pass
+    bf16 = 2.0**-7  # the interpreter cuts bits off
+    shapes = ((48, 80, 32), (32, 144, 272))
 
 
 @pytest.mark.gpu
@@ -123,6 +125,7 @@ class TestOnGpu(Products):
 
     device = "cuda"
     sum_eps = 2.0**-12
+    shapes = (*SHAPES, *LARGE)
 
     def test_the_reference_is_not_taken(self) -> None:
         for name, args, *_ in products():

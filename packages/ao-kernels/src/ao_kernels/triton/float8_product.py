@@ -57,6 +57,7 @@ def _float8_product(
     EVEN: tl.constexpr,
     GROUP: tl.constexpr,
     MANTISSA: tl.constexpr,
+    X_MANTISSA: tl.constexpr,
     NATIVE: tl.constexpr,
     X_SCALES: tl.constexpr,  # 0: x are not codes; else when their scales are multiplied
     BLOCKS: tl.constexpr,  # scales of the weight differ along K
@@ -97,13 +98,13 @@ def _float8_product(
         if not FAST:
             w_NK = float8.values_of(w_NK, MANTISSA, NATIVE, OPERAND)
             if X_SCALES > 0:
-                x_MK = float8.values_of(x_MK, 3, NATIVE, OPERAND)
+                x_MK = float8.values_of(x_MK, X_MANTISSA, NATIVE, OPERAND)
             elif WIDEN:
                 x_MK = x_MK.to(tl.float32)
         if BLOCKS:
             sum_NM = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             if FAST:
-                x_KM = tl.trans(float8.float8_of(x_MK, 3))
+                x_KM = tl.trans(float8.float8_of(x_MK, X_MANTISSA))
                 sum_NM = tl.dot(float8.float8_of(w_NK, MANTISSA), x_KM, sum_NM)
             else:
                 sum_NM = planes.multiply(w_NK, x_MK, sum_NM, PLANES, OPERAND)
@@ -112,7 +113,7 @@ def _float8_product(
                 sum_NM *= tl.load(x_scales + block)[None, :]
             acc_NM += sum_NM
         elif FAST:
-            x_KM = tl.trans(float8.float8_of(x_MK, 3))
+            x_KM = tl.trans(float8.float8_of(x_MK, X_MANTISSA))
             w_NK = float8.float8_of(w_NK, MANTISSA)
             acc_NM = tl.dot(w_NK, x_KM, acc_NM, max_num_imprecise_acc=BLOCK_K)
         else:
@@ -179,26 +180,34 @@ def product(
     block_n: int,
     block_k: int,
     bias: Tensor | None,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> Product:
     """The product with contiguous codes (N, K) and scales, for results of (*shape, N).
 
     x_scales: of the codes of x_MK, which take its place and are contiguous: "tensor" (one), "row"
-    (M,) or "block" (M, G). None: x itself is multiplied.
+    (M,) or "block" (M, G). None: x itself is multiplied. Codes are e4m3, and results in the dtype
+    of x_MK, unless ``out_dtype`` says that x_MK are the codes: these of any float8, which are
+    multiplied as such where a GPU can.
     """
     (M, K), N, device = x_MK.shape, codes.shape[0], x_MK.device
     n_blocks = scale.shape[1]
     block_n, block_k = min(block_n, N), K if n_blocks == 1 else block_k
     coded, native = x_scales is not None, float8.converts_float8(device)
     mantissa = float8.KINDS[codes.dtype].mantissa
-    fast = coded and native and M > FEW and x_MK.dtype != torch.float32 and mantissa == 3
-    tile = tile_of(M, x_MK.dtype, fast=fast, coded=coded)
+    if out_dtype is not None:
+        x_dtype, fast = x_MK.dtype, native
+    else:
+        out_dtype, x_dtype = x_MK.dtype, torch.float8_e4m3fn if coded else None
+        fast = coded and native and M > FEW and x_MK.dtype != torch.float32 and mantissa == 3
+    tile = tile_of(M, out_dtype, fast=fast, coded=coded)
     tile = tile._replace(block_k=min(tile.block_k, max(32, triton.next_power_of_2(block_k))))
     chunks_per_block = triton.cdiv(block_k, tile.block_k)
     whole, rest = divmod(K, block_k)
     n_chunks = whole * chunks_per_block + triton.cdiv(rest, tile.block_k)
     splits, steps = tile.split(M, N, n_chunks, device)
     per_chunk = x_scales == "block" and n_blocks > 1
-    planes_needed = 3 if x_MK.dtype == torch.float32 and not coded else 1
+    planes_needed = 3 if out_dtype == torch.float32 and not coded else 1
     linear = launch.Launch(
         _float8_product,
         tile.grid(M, N, splits),
@@ -221,13 +230,14 @@ def product(
             "EVEN": K % tile.block_k == 0 and block_k % tile.block_k == 0,
             "GROUP": _GROUP,
             "MANTISSA": mantissa,
+            "X_MANTISSA": 0 if x_dtype is None else float8.KINDS[x_dtype].mantissa,
             "NATIVE": native,
             "X_SCALES": 0 if not coded else _PER_CHUNK if per_chunk else _AT_END,
             "BLOCKS": n_blocks > 1,
             "FAST": fast,
             "WIDEN": planes_needed > 1 or tiles.INTERPRETED,
             "PLANES": planes_needed,
-            "OPERAND": tiles.operand(torch.float16 if coded else x_MK.dtype),
+            "OPERAND": tiles.operand(torch.float16 if coded else out_dtype),
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
@@ -235,7 +245,7 @@ def product(
         {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
         device,
     )
-    y = launch.Room.of((*shape, N), x_MK.dtype)
+    y = launch.Room.of((*shape, N), out_dtype)
     if splits == 1:
         return Product(y, linear, y, None)
     parts = launch.Room.of((splits, M, N), torch.float32)

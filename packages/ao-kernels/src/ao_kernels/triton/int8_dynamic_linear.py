@@ -11,6 +11,7 @@ the largest there is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -96,16 +97,36 @@ def _tile(M: int) -> tiles.Tile:
     return tiles.Tile(64, 128, 128, 4, 4, 1)
 
 
-class Plan(NamedTuple):
-    """``parts``: what ``finish`` adds up to y; they are y itself where there is no ``finish``."""
+class Product(NamedTuple):
+    """``parts``: what ``finish`` adds up to y; they are y itself where there is no ``finish``.
+    ``padded``: bytes of a row of x_codes."""
 
     y: launch.Room
-    x_codes: launch.Room
-    x_scale: launch.Room
-    quantize: launch.Launch
     linear: launch.Launch
     parts: launch.Room
     finish: launch.Launch | None
+    padded: int
+
+    def __call__(
+        self, x_codes: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        y = self.y.like(x_codes)
+        if self.finish is None:
+            self.linear(x_codes, x_scale, codes, scale, bias, y)
+            return y
+        parts = self.parts.like(x_codes)
+        self.linear(x_codes, x_scale, codes, scale, bias, parts)
+        self.finish(parts, x_scale, scale, bias, y)
+        return y
+
+
+class Plan(NamedTuple):
+    """``quantize`` makes the codes of the tokens, ``product`` multiplies."""
+
+    x_codes: launch.Room
+    x_scale: launch.Room
+    quantize: launch.Launch
+    product: Product
 
 
 _PLANS: launch.Plans[Plan] = launch.Plans()
@@ -128,7 +149,25 @@ def plan_of(
 
     ``static``: and with a given scale of the tokens.
     """
-    (M, K), N, device = x_MK.shape, codes.shape[0], x_MK.device
+    M = x_MK.shape[0]
+    multiply = product((*shape[:-1], codes.shape[0]), M, codes, scale, bias, x_MK.dtype)
+    quantize = (static_launch if static else row_launch)(x_MK, torch.int8, padded=multiply.padded)
+    x_codes = launch.Room.of((M, multiply.padded), torch.int8)
+    x_scale = launch.Room.of((M,), torch.float32)
+    return Plan(x_codes, x_scale, quantize, multiply)
+
+
+def product(
+    shape: Sequence[int],
+    M: int,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Product:
+    """The product of M rows of codes, and their scales (M,), with codes (N, K) whose rows lie in
+    one piece and scale (N or 1, 1), for results of ``shape``."""
+    (N, K), device = codes.shape, codes.device
     tile = _tile(M)
     n_steps = triton.cdiv(K, tile.block_k)
     padded = n_steps * tile.block_k
@@ -151,18 +190,15 @@ def plan_of(
         {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
         device,
     )
-    quantize = (static_launch if static else row_launch)(x_MK, torch.int8, padded=padded)
-    y = launch.Room.of((*shape[:-1], N), x_MK.dtype)
-    x_codes = launch.Room.of((M, padded), torch.int8)
-    x_scale = launch.Room.of((M,), torch.float32)
+    y = launch.Room.of(shape, out_dtype)
     if splits == 1:
-        return Plan(y, x_codes, x_scale, quantize, linear, y, None)
+        return Product(y, linear, y, None, padded)
     sums = torch.int32 if n_steps <= most_steps else torch.float32
     parts = launch.Room.of((splits, M, N), sums)
     finish = partials.finish_launch(
         (splits, M, N), device, bias=bias is not None, scaled=True, weight_stride=stride
     )
-    return Plan(y, x_codes, x_scale, quantize, linear, parts, finish)
+    return Product(y, linear, parts, finish, padded)
 
 
 def _direct(_: int, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -195,15 +231,9 @@ def launch_plan(
     bias: Tensor | None,
     given: Tensor | None = None,
 ) -> Tensor:
-    y, x_codes_MP, x_scale_M = plan.y.like(x), plan.x_codes.like(x), plan.x_scale.like(x)
+    x_codes_MP, x_scale_M = plan.x_codes.like(x), plan.x_scale.like(x)
     if given is None:
         plan.quantize(x, x_codes_MP, x_scale_M)
     else:
         plan.quantize(x, x_codes_MP, x_scale_M, given)
-    if plan.finish is None:
-        plan.linear(x_codes_MP, x_scale_M, codes, scale, bias, y)
-        return y
-    parts = plan.parts.like(x)
-    plan.linear(x_codes_MP, x_scale_M, codes, scale, bias, parts)
-    plan.finish(parts, x_scale_M, scale, bias, y)
-    return y
+    return plan.product(x_codes_MP, x_scale_M, codes, scale, bias)
