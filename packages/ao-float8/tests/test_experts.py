@@ -156,6 +156,9 @@ def test_parameters_of_a_model() -> None:
     exact.square().sum().backward()
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert (one.grad - other.grad).norm() < 0.15 * other.grad.norm()
+    other = copy.deepcopy(model)
+    assert isinstance(other.down_proj, Float8Experts)
+    assert torch.equal(other(x, offsets), model(x, offsets))
     before = model.down_proj.detach().clone()
     optimizer.step()
     assert isinstance(model.down_proj, Float8Experts)

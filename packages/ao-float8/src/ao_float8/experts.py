@@ -155,6 +155,12 @@ class Float8Experts(Tensor):
 
     config: Float8LinearConfig
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            memo[id(self)] = _parameter(self.detach().clone(), self.config)
+            memo[id(self)].requires_grad_(self.requires_grad)
+        return memo[id(self)]
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -196,6 +202,15 @@ def _grouped(
     return y if out_dtype is None else y.to(out_dtype)
 
 
+def _parameter(w: Tensor, config: Float8LinearConfig) -> Any:
+    """Of the same memory. nn.Parameter would want detach() to keep the class, and then state dicts
+    would hold it."""
+    made: Any = w.detach().as_subclass(Float8Experts)  # type: ignore[type-var]
+    made.requires_grad_(w.requires_grad)
+    made.config, made._is_param = config, True
+    return made
+
+
 def convert_experts_to_float8_training(
     model: nn.Module,
     *,
@@ -227,11 +242,7 @@ def convert_experts_to_float8_training(
                 raise ConversionError(f"{full}: is trained in float8 already")
             chosen = parameter_filter_fn is None or parameter_filter_fn(module, full)
             if chosen:
-                experts: Any = parameter.detach().as_subclass(Float8Experts)
-                experts.config = config
-                made = nn.Parameter(experts, requires_grad=parameter.requires_grad)
-                made.config = config  # type: ignore[attr-defined]
-                new[module, name] = made
+                new[module, name] = _parameter(parameter, config)
             size = 0 if id(parameter) in reached else parameter.nbytes
             reached.add(id(parameter))
             rows.append(
