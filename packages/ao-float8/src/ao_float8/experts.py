@@ -179,7 +179,7 @@ class Float8Experts(Tensor):
         return found
 
 
-_GROUPED = {F.grouped_mm, torch._grouped_mm}
+_GROUPED: set[Any] = {F.grouped_mm, torch._grouped_mm}
 _SPLITS = {torch.chunk, Tensor.chunk, torch.split, Tensor.split}
 _TRANSPOSES = {Tensor.mT.__get__, Tensor.transpose, torch.transpose}  # type: ignore[attr-defined]
 
@@ -205,7 +205,7 @@ def _grouped(
 def _parameter(w: Tensor, config: Float8LinearConfig) -> Any:
     """Of the same memory. nn.Parameter would want detach() to keep the class, and then state dicts
     would hold it."""
-    made: Any = w.detach().as_subclass(Float8Experts)  # type: ignore[type-var]
+    made: Any = w.detach().as_subclass(Float8Experts)
     made.requires_grad_(w.requires_grad)
     made.config, made._is_param = config, True
     return made

@@ -7,7 +7,7 @@ to multiples of 16, so products are, too; `product` cuts them.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ class Plan(NamedTuple):
     emulate: bool
 
 
+def _op(op: Any) -> Any:
+    """What to call: compilers see one op, whichever kernels are loaded by then."""
+    return op.overload if is_compiling() else op
+
+
 Cast = Callable[[Tensor, torch.dtype, bool, str, Tensor | None, bool], Codes]
 
 
@@ -88,7 +93,8 @@ def _tensorwise(
     if scale is None and is_compiling():
         # in the open, so that the compiler finds the largest magnitude where x is made
         scale = scale_of(x_RC, dtype, power_of_two)
-    rows, columns, scale = quantize_tensorwise_both(x_RC, dtype, scale, power_of_two, outputs)
+    quantize = _op(quantize_tensorwise_both)
+    rows, columns, scale = quantize(x_RC, dtype, scale, power_of_two, outputs)
     return Codes(rows, scale, columns, scale)
 
 
@@ -100,7 +106,7 @@ def _rowwise(
     scale: Tensor | None,
     is_weight: bool,
 ) -> Codes:
-    return Codes(*quantize_rowwise_both(x_RC, dtype, power_of_two, outputs))
+    return Codes(*_op(quantize_rowwise_both)(x_RC, dtype, power_of_two, outputs))
 
 
 def _blockwise(
@@ -112,7 +118,7 @@ def _blockwise(
     is_weight: bool,
 ) -> Codes:
     height = BLOCK if is_weight else 1
-    return Codes(*quantize_block_both(x_RC, dtype, height, BLOCK, power_of_two, outputs))
+    return Codes(*_op(quantize_block_both)(x_RC, dtype, height, BLOCK, power_of_two, outputs))
 
 
 def _mx(
@@ -123,9 +129,7 @@ def _mx(
     scale: Tensor | None,
     is_weight: bool,
 ) -> Codes:
-    # as one op: Inductor has no e8m0 for CPUs
-    quantize = quantize_mx.overload if is_compiling() else quantize_mx
-    return Codes(*quantize(x_RC, dtype, outputs))
+    return Codes(*_op(quantize_mx)(x_RC, dtype, outputs))
 
 
 _CASTS: dict[str, Cast] = {
@@ -153,13 +157,14 @@ def product(
     with bias (S,) added before rounding."""
     if bias is not None and bias.shape[0] != b_SC.shape[0]:
         bias = torch.nn.functional.pad(bias, (0, b_SC.shape[0] - bias.shape[0]))
+    multiply: Any
     if plan.scaling == "int8":
-        multiply = int8_matmul.reference if plan.emulate else int8_matmul
+        multiply = int8_matmul.reference if plan.emulate else _op(int8_matmul)
         y_RS = multiply(a_RC, a_scale, b_SC, b_scale, bias, dtype)
     else:
-        multiply = float8_matmul.reference if plan.emulate else float8_matmul
-        if plan.scaling == "mx" and is_compiling():
-            multiply = float8_matmul.overload
+        # Inductor has no e8m0 on CPUs: it is not shown the reference of MX
+        in_the_open = plan.emulate and not (plan.scaling == "mx" and is_compiling())
+        multiply = float8_matmul.reference if in_the_open else _op(float8_matmul)
         y_RS = multiply(a_RC, a_scale, b_SC, b_scale, bias, dtype, fast_accum)
     if y_RS.shape[1] != shape[1]:
         return y_RS[: shape[0], : shape[1]].contiguous()

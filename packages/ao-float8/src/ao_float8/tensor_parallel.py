@@ -44,7 +44,8 @@ def distributed_linear(layer: Float8Linear, x: Tensor) -> Tensor:
     The result is a DTensor, but local behind `Float8RowwiseParallel`, which reduces it. ValueError
     for other placements.
     """
-    weight, bias = layer.weight, layer.bias
+    weight: Any = layer.weight
+    bias: Any = layer.bias
     assert isinstance(weight, DTensor), "ordinary weights do not come here"
     mesh, where = weight.device_mesh, weight.placements
     if not isinstance(x, (DTensor, CastTensor)):
@@ -163,7 +164,7 @@ class Float8ColwiseParallel(ColwiseParallel):
     """
 
     @staticmethod
-    def _prepare_input_fn(  # type: ignore[override]
+    def _prepare_input_fn(
         input_layouts: Any, desired_input_layouts: Any, mod: Any, inputs: Any, device_mesh: Any
     ) -> Any:
         x = inputs[0]
@@ -187,7 +188,7 @@ class Float8RowwiseParallel(RowwiseParallel):
     """
 
     @staticmethod
-    def _prepare_output_fn(  # type: ignore[override]
+    def _prepare_output_fn(
         output_layouts: Any, use_local_output: Any, mod: Any, outputs: Any, device_mesh: Any
     ) -> Any:
         if isinstance(outputs, DTensor):
