@@ -10,6 +10,8 @@ from layers import EMULATED, emulated, layer
 from torch import Tensor, nn
 
 from ao_float8 import Float8Linear, Float8LinearConfig, convert_to_float8_training
+from ao_float8.operands import scale_of
+from ao_kernels.ops import quantize_tensorwise_both
 
 RECIPES = pytest.mark.parametrize("recipe", EMULATED)
 
@@ -32,6 +34,18 @@ def test_fullgraph_gives_the_same_bits(recipe: str) -> None:
         both = results(compiled, module, x, dy), results(module, module, x, dy)
         for one, other in zip(*both, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_scales_that_compilers_see_are_those_of_the_op(power_of_two: bool) -> None:
+    x = torch.randn(16, 32)
+    bad = x.clone()
+    bad[3, 3] = float("nan")
+    for each in (x, x.bfloat16(), x * 0, x * 1e-38, x * 1e30, bad, x / 0):
+        for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            *_, wanted = quantize_tensorwise_both(each, dtype, None, power_of_two)
+            found = scale_of(each, dtype, power_of_two)
+            assert torch.equal(found, wanted) or (found.isnan() and wanted.isnan())
 
 
 def test_inductor() -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ao_core.numerics import choose_float8_scale, next_power_of_two
+from ao_core.numerics import TINY, next_power_of_two
 from ao_kernels.ops import (
     float8_matmul,
     int8_matmul,
@@ -77,9 +77,13 @@ def cast(
 
 
 def scale_of(x: Tensor, dtype: torch.dtype, power_of_two: bool) -> Tensor:
-    """The one scale () of a tensor with two dimensions, as `quantize_tensorwise_both` finds it."""
-    scale = choose_float8_scale(x.detach(), block=tuple(x.shape), dtype=dtype)
-    return (next_power_of_two(scale) if power_of_two else scale).reshape(())
+    """The one scale () of a tensor, the bits that `quantize_tensorwise_both` finds."""
+    amax = x.detach().abs().amax().float()
+    scale = amax / torch.full_like(amax, torch.finfo(dtype).max)
+    # NaN for inf and NaN, without a NaN in the graph: it equals nothing, and equal graphs of two
+    # layers would not be merged
+    scale = scale.clamp(min=TINY) + (scale - scale)
+    return next_power_of_two(scale) if power_of_two else scale
 
 
 def _tensorwise(
