@@ -18,6 +18,7 @@ ARROWS = {
     "ao-kernels": {"ao-core"},
     "ao-quant": {"ao-core", "ao-kernels"},
     "ao-optim": {"ao-core", "ao-kernels"},
+    "ao-float8": {"ao-core", "ao-kernels"},
     "ao-hf": {"ao-core", "ao-kernels", "ao-quant"},
 }
 PACKAGES = list(ARROWS)
