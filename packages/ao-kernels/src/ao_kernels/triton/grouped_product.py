@@ -272,6 +272,11 @@ def tile_of(M: int, operand: torch.dtype, *, fast: bool, bits: int) -> tiles.Til
     return tiles.Tile(64, 128, 128, 8, 3, 1) if bits == 4 else tiles.Tile(128, 128, 64, 8, 3, 1)
 
 
+def rows_of(T: int, E: int) -> int:
+    """Of an expert that has any, when T rows are spread evenly."""
+    return triton.cdiv(T, min(T, E))
+
+
 def most_tiles(T: int, E: int, block_m: int) -> int:
     """Rows of tiles that any sizes of E experts, and rows of none, can need."""
     groups = min(T, E + 1)  # with rows
@@ -287,7 +292,7 @@ def product(
     float8 "row" (T,), "tensor" (T,) or "block" (T, G). None: x itself is multiplied.
     """
     (T, K), (E, N), device = x_TK.shape, w.codes.shape[:2], x_TK.device
-    M = triton.cdiv(T, min(T, E))
+    M = rows_of(T, E)
     n_blocks = w.scale.shape[2]
     block_n, block_k = min(w.block_n, N), K if n_blocks == 1 else w.block_k
     coded, native = x_scales is not None, float8.converts_float8(device)
