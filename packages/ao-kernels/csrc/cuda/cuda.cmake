@@ -8,11 +8,16 @@
 
 set(AO_CUDA_OPS
   dequantize
+  float8_dynamic_grouped_linear
   float8_dynamic_linear
+  float8_grouped_linear
   float8_linear
   float8_static_linear
+  int4_grouped_linear
   int4_linear
+  int8_dynamic_grouped_linear
   int8_dynamic_linear
+  int8_grouped_linear
   int8_linear
   int8_static_linear
   intx_linear
@@ -23,6 +28,15 @@ set(AO_CUDA_KERNELS
   byte_product_float8_blocks
   byte_product_int8
   dequantize
+  grouped_bytes
+  grouped_bytes_float8
+  grouped_bytes_int8
+  grouped_large_bytes
+  grouped_large_int4
+  grouped_large_int4_narrow
+  grouped_small_bytes
+  grouped_small_int4
+  grouped_weight_only
   probe
   quantize_tokens
   weight_only_large
