@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ao_kernels.cpu.weight import aligned
 from ao_kernels.triton import codes as float8
 from ao_kernels.triton import launch, tiles
 from ao_kernels.triton.float8_product import FEW
@@ -117,10 +118,10 @@ def library_product(
         scale = scale.expand(N, 1).contiguous()
     y = torch._scaled_mm(
         x_codes,
-        codes.t(),
+        aligned(codes).t(),  # cuBLAS refuses other addresses
         scale_a=x_scale,
-        scale_b=scale.t(),
-        bias=bias,
+        scale_b=aligned(scale).t(),
+        bias=aligned(bias),
         out_dtype=torch.bfloat16,
         use_fast_accum=K <= FAST_SUM,
     )

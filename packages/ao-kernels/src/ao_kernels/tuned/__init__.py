@@ -226,8 +226,8 @@ def _split(kind: str) -> tuple[str, int]:
 
 
 def call_of(parameters: Sequence[str], args: Sequence[Any]) -> Call | None:
-    """What a table knows the call of a linear by; None for other ops, no tokens and dtypes that
-    nothing was measured for."""
+    """What a table knows the call of a linear by; None for other ops, experts, no tokens and dtypes
+    that nothing was measured for."""
     given = dict(zip(parameters, args, strict=True))
     x, codes, scale = given.get("x"), given.get("codes"), given.get("scale")
     if x is None or codes is None or scale is None or codes.dim() != 2:
