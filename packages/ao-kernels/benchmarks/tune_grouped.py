@@ -1,7 +1,11 @@
-"""Tiles of the grouped linears on a GPU: times each of them, checks its result, and prints the
-fastest beside torch._grouped_mm in bfloat16.
+"""Kernels of the grouped linears on a GPU, and their tiles: times each of them, checks its result,
+and prints the fastest beside torch._grouped_mm in bfloat16.
 
 python benchmarks/tune_grouped.py --models qwen3 --formats int4 --tokens 1,16 --seconds 30
+
+"triton" and "cuda" take the tiles that they choose, "cuda:N" tiles of N tokens, "library" is
+torch._scaled_grouped_mm. With --sweep Triton's tiles are timed instead: block_m,block_n,block_k,
+warps,stages,programs.
 
 Kernels are compiled first, by several processes, into Triton's cache. What does not fit into
 ``--seconds`` is left out, and said.
@@ -26,11 +30,10 @@ from measure_cuda import SPREAD_BYTES
 from report import check_close
 from torch import Tensor
 
-from ao_kernels import force
+from ao_kernels import cuda, force
 from ao_kernels.triton import experts, grouped_product, launch
 from ao_kernels.triton.tiles import Tile
 
-LIBRARY = "library"
 _LEAST_MS = 6.0  # of replays that are timed
 # By rows of an expert; the last ones are for any number. block_m, block_n, block_k, warps, stages,
 # programs of a multiprocessor below which K is split.
@@ -123,6 +126,13 @@ TILES = {
 }
 
 
+CUDA_TOKENS = {
+    **dict.fromkeys(("int4", "int8", "float8"), (8, 16, 32, 64, 128, 256)),
+    "int8_dynamic": (16, 32, 64, 128, 256),
+    "float8_dynamic": (16, 32, 64, 128),
+}
+
+
 class Case(NamedTuple):
     """T tokens of a model, and the projection N x K of its experts."""
 
@@ -148,7 +158,6 @@ class Case(NamedTuple):
 def main() -> None:
     begin = time.perf_counter()
     options = _options()
-    force("triton")
     cases = [
         Case(model, N, K, T)
         for model in options.models.split(",")
@@ -156,8 +165,7 @@ def main() -> None:
         for T in map(int, options.tokens.split(","))
     ]
     formats = options.formats.split(",")
-    if not options.library_only:
-        _compile(cases, formats, options.processes)
+    _compile(cases, formats, options.processes, sweep=options.sweep)
     print(f"compiled after {time.perf_counter() - begin:.0f} s", flush=True)
     left_out = 0
     for model, N, K in dict.fromkeys((c.model, c.N, c.K) for c in cases):
@@ -185,7 +193,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--processes", type=int, default=min(14, os.cpu_count() or 1))
-    parser.add_argument("--library-only", action="store_true", help="no tiles of ours")
+    parser.add_argument("--sweep", action="store_true", help="time Triton's tiles")
     parser.add_argument("--out", help="a JSON lines file to append to")
     return parser.parse_args()
 
@@ -195,26 +203,68 @@ def tiles_of(case: Case, name: str) -> list[Tile]:
     return [Tile(*each) for each in TILES[name][most]]
 
 
-@contextlib.contextmanager
-def _taking(tile: Tile | None) -> Iterator[None]:
-    """Every plan made meanwhile takes this tile, or the library's product."""
-    experts._PLANS._plans.clear()
-    with (
-        mock.patch.object(experts, "LIBRARY_ROWS", 0 if tile is None else math.inf),
-        mock.patch.object(grouped_product, "FEW", 0),
-        mock.patch.object(grouped_product, "tile_of", lambda *_, **__: tile),
-    ):
-        yield
-    experts._PLANS._plans.clear()
+class _Side(NamedTuple):
+    """tile: of Triton's kernel; tokens: of a tile of the CUDA kernels; where not given, theirs."""
+
+    backend: str
+    tile: Tile | None = None
+    library: bool = False
+    tokens: int = 0
+
+    def __str__(self) -> str:
+        if self.library:
+            return "library"
+        if self.tile is not None:
+            return ",".join(map(str, self.tile))
+        return f"{self.backend}:{self.tokens}" if self.tokens else self.backend
+
+    @contextlib.contextmanager
+    def taking(self) -> Iterator[None]:
+        """Every call made meanwhile takes it, or says why not."""
+        force(self.backend)  # forgets plans
+        with contextlib.ExitStack() as stack:
+            rows = 0 if self.library else math.inf
+            stack.enter_context(mock.patch.object(experts, "LIBRARY_ROWS", rows))
+            if self.tile is not None:
+                chosen = mock.patch.object(grouped_product, "tile_of", lambda *_, **__: self.tile)
+                stack.enter_context(chosen)
+            if self.tokens:
+                _force_tokens(self.tokens)
+            try:
+                yield
+            finally:
+                force(None)
+                if self.tokens:
+                    _force_tokens(0)
+
+
+def _force_tokens(tokens: int) -> None:
+    from ao_kernels import _cuda
+
+    _cuda.force_grouped_tile(tokens)
+
+
+def _sides(case: Case, name: str, *, sweep: bool) -> list[_Side]:
+    library = [_Side("triton", library=True)] if name == "float8_dynamic" else []
+    if sweep:
+        return [_Side("triton", tile=tile) for tile in tiles_of(case, name)] + library
+    sides = [_Side("triton"), *library]
+    if name in CUDA_TOKENS and not cuda.unavailable:
+        near = [t for t in CUDA_TOKENS[name] if t / 8 <= case.rows <= 32 * t]
+        sides += [_Side("cuda"), *(_Side("cuda", tokens=t) for t in near)]
+    return sides
 
 
 # --- compilation
 
 
-def _compile(cases: list[Case], formats: list[str], n_processes: int) -> None:
-    tasks = [(name, tile) for name in formats for tile in _all_tiles(cases, name)]
+def _compile(cases: list[Case], formats: list[str], n_processes: int, *, sweep: bool) -> None:
+    if sweep:
+        tasks: list[Any] = [(n, t, cases) for n in formats for t in _all_tiles(cases, n)]
+    else:
+        tasks = [(name, None, [case]) for name in formats for case in cases]
     with multiprocessing.get_context("spawn").Pool(n_processes, _start_worker) as pool:
-        pool.starmap(_compile_tile, [(cases, *task) for task in tasks], chunksize=1)
+        pool.starmap(_compile_tile, tasks, chunksize=1)
 
 
 def _all_tiles(cases: list[Case], name: str) -> list[Tile]:
@@ -222,8 +272,6 @@ def _all_tiles(cases: list[Case], name: str) -> list[Tile]:
 
 
 def _start_worker() -> None:
-    force("triton")
-
     def compile_only(self: Any, *tensors: Tensor | None) -> None:
         given = [
             t.view(torch.uint8) if t is not None and t.dtype in launch._FLOAT8 else t
@@ -236,14 +284,15 @@ def _start_worker() -> None:
     launch.Launch.__call__ = compile_only  # type: ignore[method-assign]
 
 
-def _compile_tile(cases: list[Case], name: str, tile: Tile) -> None:
+def _compile_tile(name: str, tile: Tile | None, cases: list[Case]) -> None:
     """Only shapes and dtypes matter. What does not compile is said where it is measured."""
     for case in cases:
-        if tile not in tiles_of(case, name):
+        if tile is not None and tile not in tiles_of(case, name):
             continue
         E, rows = case.experts, case.T * MODELS[case.model][1]
         small = FORMATS[name][0](FORMATS[name][1], 1, 16, case.K, 128)
-        with torch.inference_mode(), _taking(tile), contextlib.suppress(Exception):
+        taking = _Side("triton", tile=tile, library=False).taking()
+        with torch.inference_mode(), taking, contextlib.suppress(Exception):
             x = torch.empty(rows, case.K, dtype=torch.bfloat16, device="cuda")
             weight = [
                 torch.empty(E, case.N, a.shape[2], dtype=a.dtype, device="cuda")
@@ -279,22 +328,18 @@ def _measured(
         ]
         bf16[case.T] = _time(calls)
     expected = torch._grouped_mm(x, dense[0].mT, offs=routes[0])
-    tiles: list[Tile | None] = [] if options.library_only else list(tiles_of(case, name))
-    if name == "float8_dynamic":
-        tiles.append(None)
     found: dict[str, float | str] = {}
-    for tile in tiles:
+    for side in _sides(case, name, sweep=options.sweep):
         calls = [
             lambda a=layers[i % n], offs=offs: a.op(x, *a.weight, offs, None)
             for i, offs in enumerate(routes)
         ]
-        label = LIBRARY if tile is None else ",".join(map(str, tile))
-        with _taking(tile):
+        with side.taking():
             try:
-                check_close(label, calls[0](), expected, FORMATS[name][2])
-                found[label] = _time(calls)
+                check_close(str(side), calls[0](), expected, FORMATS[name][2])
+                found[str(side)] = _time(calls)
             except Exception as error:  # too much shared memory, for example: said, and not taken
-                found[label] = f"{type(error).__name__}: {error}".splitlines()[0][:60]
+                found[str(side)] = f"{type(error).__name__}: {error}".splitlines()[0][:150]
     return found
 
 
@@ -331,12 +376,7 @@ def _report(
 ) -> None:
     times = {tile: us for tile, us in found.items() if isinstance(us, float)}
     order = sorted(times, key=times.__getitem__)
-    current = next(iter(times), None)
-    cells = [f"{tile} {times[tile]:.1f}" for tile in order[:5]]
-    if current not in order[:5] and current is not None:
-        cells.append(f"[first: {current} {times[current]:.1f}]")
-    if LIBRARY in times and LIBRARY not in order[:5]:
-        cells.append(f"library {times[LIBRARY]:.1f}")
+    cells = [f"{side} {times[side]:.1f}" for side in order]
     print(f"{case} {name}: bf16 {bf16:.1f} | {' | '.join(cells)}", flush=True)
     for tile, why in found.items():
         if isinstance(why, str):

@@ -8,8 +8,9 @@ constexpr int64_t kLibraryRows = 128;
 
 bool is_for_library(const ao::GroupedArgs& a) {
   const ao::LinearArgs& one = a.one;
-  const bool takes = one.x_dtype == ao::DType::bf16 && !one.bias && one.scale_stride == 1 && a.scale_bytes == 4 * one.N && one.N % 16 == 0;
-  return takes && ao::rows_of_expert(a.experts) > kLibraryRows;
+  const bool takes = one.x_dtype == ao::DType::bf16 && !one.bias && one.scale_stride == 1 && a.scale_bytes == 4 * one.N &&
+                     one.N % 16 == 0;
+  return takes && !ao::forced_tile && ao::rows_of_expert(a.experts) > kLibraryRows;
 }
 
 }  // namespace

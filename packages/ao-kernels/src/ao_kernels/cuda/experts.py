@@ -72,7 +72,7 @@ def weight_only_refusal(
     few = rows <= (FEW_ROWS if packed else FEW_ROWS_OF_BYTES)
     if few:
         most = weight._most_token_values(x.device.index)
-        if 16 * K > most:
+        if most < 16 * K:
             return f"x has {K} input features; the CUDA kernels take up to {most // 16}"
         if grouped and group_size % (32 if packed else 128):
             return f"{group_name} is {group_size}; with few rows it is 32 * n or, of bytes, 128 * n"

@@ -24,9 +24,7 @@ def _supports(
 @int8_dynamic_grouped_linear.kernel(
     "cuda", device="cuda", supports=_supports, direct=_cuda.int8_dynamic_grouped_linear
 )
-def _run(
-    x: Tensor, codes: Tensor, scale: Tensor, offsets: Tensor, bias: Tensor | None
-) -> Tensor:
+def _run(x: Tensor, codes: Tensor, scale: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
     ready = aligned(x), aligned(codes), aligned(scale), aligned(offsets), aligned(bias)
     y = _cuda.int8_dynamic_grouped_linear(0, *ready)
     assert y is not NotImplemented
