@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda
 from ao_kernels.cuda.experts import weight_only_refusal
-from ao_kernels.cuda.weight import aligned
+from ao_kernels.cpu.weight import aligned
 from ao_kernels.ops.int8_grouped_linear import int8_grouped_linear
 
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ao_kernels.cpu.weight import aligned
 from ao_kernels.triton import launch, tiles
 from ao_kernels.triton.float8_tokens import FAST_SUM
 
@@ -111,20 +112,27 @@ def product(T: int, w: Weight, device: torch.device) -> LibraryProduct:
 
 
 def scaled_product(
-    x_codes: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, ends: Tensor
+    x_codes: Tensor,
+    x_scale: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    ends: Tensor,
+    *,
+    fast_accum: bool | None = None,
 ) -> Tensor:
     """(T, N) bfloat16; rows behind the last end are what memory was.
 
-    x_codes (T, K), x_scale of T values, codes (E, N, K), scale (E, N, 1), ends (E,) at most T. Sums
-    as of ``float8_tokens.library_product``.
+    x_codes (T, K), x_scale of T values, codes (E, N, K), scale (E, N, 1), ends (E,) at most T.
+    fast_accum: sums of any length stay in the matrix units; None: as of
+    ``float8_tokens.library_product``.
     """
     E, N, K = codes.shape
     return torch._scaled_grouped_mm(
         x_codes,
-        codes.mT,
+        aligned(codes).mT,
         x_scale.view(-1),
         scale.view(E, N),
         offs=ends,
         out_dtype=torch.bfloat16,
-        use_fast_accum=K <= FAST_SUM,
+        use_fast_accum=K <= FAST_SUM if fast_accum is None else fast_accum,
     )
