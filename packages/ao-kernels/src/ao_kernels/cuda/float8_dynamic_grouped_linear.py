@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ao_kernels import _cuda
-from ao_kernels.cuda.experts import LIBRARY_ROWS, bytes_refusal, rows_of
 from ao_kernels.cpu.weight import aligned
+from ao_kernels.cuda.experts import LIBRARY_ROWS, bytes_refusal, rows_of
 from ao_kernels.ops.float8_dynamic_grouped_linear import float8_dynamic_grouped_linear
 
 

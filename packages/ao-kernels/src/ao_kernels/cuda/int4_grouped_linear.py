@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
-from ao_kernels.cuda.experts import weight_only_refusal
 from ao_kernels.cpu.weight import aligned
+from ao_kernels.cuda.experts import weight_only_refusal
 from ao_kernels.ops.int4_grouped_linear import int4_grouped_linear
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
-from ao_kernels.cuda.experts import bytes_refusal
 from ao_kernels.cpu.weight import aligned
+from ao_kernels.cuda.experts import bytes_refusal
 from ao_kernels.ops.int8_dynamic_grouped_linear import int8_dynamic_grouped_linear
 
 _MOST = (2**31 - 1) // (127 * 128)  # input features; an int32 sum of more could overflow
