@@ -9,11 +9,16 @@
 set(AO_CUDA_OPS
   adam_step
   dequantize
+  float8_dynamic_grouped_linear
   float8_dynamic_linear
+  float8_grouped_linear
   float8_linear
   float8_static_linear
+  int4_grouped_linear
   int4_linear
+  int8_dynamic_grouped_linear
   int8_dynamic_linear
+  int8_grouped_linear
   int8_linear
   int8_static_linear
   intx_linear
@@ -25,6 +30,15 @@ set(AO_CUDA_KERNELS
   byte_product_float8_blocks
   byte_product_int8
   dequantize
+  grouped_bytes
+  grouped_bytes_float8
+  grouped_bytes_int8
+  grouped_large_bytes
+  grouped_large_int4
+  grouped_large_int4_narrow
+  grouped_small_bytes
+  grouped_small_int4
+  grouped_weight_only
   optimizer_step_bits4
   optimizer_step_bits8
   optimizer_step_e4m3

@@ -9,6 +9,7 @@ from torch import Tensor
 def device_refusal(device: int) -> str: ...
 def most_token_values(device: int) -> int: ...
 def many_tokens_refusal(device: int) -> str: ...
+def force_grouped_tile(tokens: int) -> None: ...
 def byte_product_refusal(device: int) -> str: ...
 def adam_step(
     n_threads: int,
@@ -129,6 +130,59 @@ def intx_linear(
     zero: Tensor | None,
     bits: int,
     group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def float8_dynamic_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_n: int,
+    block_k: int,
+    activation: str,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def float8_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_n: int,
+    block_k: int,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int4_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_dynamic_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    offsets: Tensor,
     bias: Tensor | None = None,
     /,
 ) -> Tensor: ...
