@@ -21,9 +21,10 @@ cudaError_t launch_tile(const Launch& l) {
   constexpr auto kernel = weight_only_large<Tile, ZERO>;
   if (const cudaError_t error = allow_shared_memory<kernel>(Tile::kShared)) return error;
   const int tiles = (l.args.M + Tile::BM - 1) / Tile::BM * ((l.args.N + Tile::BN - 1) / Tile::BN);
-  const int at_once = l.multiprocessors * Tile::CTAS;
-  Grid grid(Tile::SPLIT > 1 || tiles < at_once ? tiles * Tile::SPLIT : at_once, kLargeThreads, Tile::kShared, l.stream);
-  grid.cluster(Tile::SPLIT);
+  const int at_once = l.multiprocessors * Tile::CTAS, split = l.args.split;
+  if (split > 1 && !Tile::kSplits) return cudaErrorInvalidValue;
+  Grid grid(split > 1 || tiles < at_once ? tiles * split : at_once, Tile::kThreads, Tile::kShared, l.stream);
+  grid.cluster(split);
   if (l.early) grid.early();
   return grid.start(kernel, l.x_map, l.codes_map, l.args);
 }
