@@ -19,24 +19,16 @@ extern template cudaError_t launch_groups<kE4m3, 4>(const Launch&);
 extern template cudaError_t launch_groups<kE5m2, 0>(const Launch&);
 extern template cudaError_t launch_groups<kE5m2, 1>(const Launch&);
 
-// Rules fitted to an H200: 4096 x 4096, 14336 x 4096 and 4096 x 14336 with 16 to 4096 tokens.
+// Rules fitted to an H200: 4096 x 4096, 14336 x 4096, 4096 x 14336 and 6144 x 4096 with 16 to 4096 tokens.
 Plan make_plan(const LinearArgs& a, const Device& device) {
-  const int64_t M = a.M, columns = (a.N + 127) / 128, blocks = (a.K + kStageK - 1) / kStageK;
-  Plan plan{.tokens = 256, .split = 1};
-  if (M <= 32) plan.tokens = 32;
-  else if (M <= 64 || (M <= 128 && columns < 64)) plan.tokens = 64;
-  else if (M <= 128 || columns * ((M + 255) / 256) < 100) plan.tokens = 128;
-  if (plan.tokens == 256) return plan;
-  const int64_t tiles = columns * ((M + plan.tokens - 1) / plan.tokens);
-  const int most = plan.tokens == 128 ? 4 : 8;
-  if (a.bits != 4 && a.G == 1 && plan.tokens == 64 && tiles >= 100 && tiles <= device.multiprocessors) {
-    plan.alone = true;
-    return plan;
-  }
-  const int at_once = device.multiprocessors * (a.bits != 4 && plan.tokens < 128 ? 2 : 1);
-  while (plan.split < most && tiles * plan.split * 2 <= at_once && blocks >= 16 * plan.split) plan.split *= 2;
-  // Two CTAs of a multiprocessor, each with half of K, rather than one.
-  if (plan.split == 1 && plan.tokens < 128 && tiles <= device.multiprocessors && blocks >= 16) plan.split = 2;
+  const int64_t M = a.M, blocks = (a.K + kStageK - 1) / kStageK;
+  Plan plan{.consumers = 2, .tokens = 256, .ctas = 1, .split = 1};
+  if (M <= 32) plan = {1, 32, 3, 1};
+  else if (M <= 64) plan = {2, 64, 2, 1};
+  else if (M <= 128) plan = {4, 128, 1, 1};
+  const int64_t rows = 64 * plan.consumers, tiles = (a.N + rows - 1) / rows * ((M + plan.tokens - 1) / plan.tokens);
+  const int64_t at_once = device.multiprocessors * plan.ctas;
+  while (plan.split < 8 && tiles * plan.split * 2 <= at_once && blocks >= 8 * plan.split) plan.split *= 2;
   return plan;
 }
 
@@ -71,12 +63,12 @@ cudaError_t launch(const LinearArgs& a, const Device& device, cudaStream_t strea
   l.args = {.scale = a.scale, .zero = a.zero, .bias = a.bias, .y = static_cast<__nv_bfloat16*>(a.y),
             .M = static_cast<int>(a.M), .N = static_cast<int>(a.N), .K = static_cast<int>(a.K), .G = static_cast<int>(a.G),
             .scale_stride = static_cast<int>(a.scale_stride), .group_size = static_cast<int>(a.group_size),
-            .block_n = static_cast<int>(a.block_n),
+            .block_n = static_cast<int>(a.block_n), .split = l.plan.split,
             .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .vector_scales = vectors, .chained = l.early && is_chained(stream)};
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, a.x, a.K, a.M, 2 * a.x_stride, 64, l.plan.tokens,
               CU_TENSOR_MAP_SWIZZLE_128B) ||
       !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, a.codes, a.row_bytes, a.N, a.row_bytes,
-              stage_code_bytes(a.bits), 128, a.bits == 4 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B))
+              stage_code_bytes(a.bits), 64 * l.plan.consumers, a.bits == 4 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorInvalidValue;
   const bool row = a.G == 1, stages = a.group_size % kStageK == 0;  // what a group spans
   switch (a.bits) {

@@ -50,8 +50,23 @@ class LargeConsumer {
     wgmma_fence();
 #pragma unroll
     for (int s = 0; s < 4; ++s)
-      Wgmma<BM>::run(sum_, weights.operand[H][s], descriptor_of(x + (H * Tile::kHalfX + 32 * s) / 16), accumulate | s);
+      Wgmma<BM>::run(Tile::kExact ? part_ : sum_, weights.operand[H][s], descriptor_of(x + (H * Tile::kHalfX + 32 * s) / 16),
+                     accumulate | s);
     wgmma_commit();
+  }
+
+  __device__ void clear() {
+#pragma unroll
+    for (int i = 0; i < BM / 2; ++i) sum_[i] = 0.0f;
+  }
+
+  // Adds what a stage has multiplied to.
+  __device__ void add_part() {
+#pragma unroll
+    for (int i = 0; i < BM / 2; ++i) {
+      asm volatile("" : "+f"(part_[i]));  // not before the products have ended
+      sum_[i] = fmaf(part_[i], weights.scale_of(i / 2 % 2), sum_[i]);
+    }
   }
 
   // Row-wide scale, zero is refused there, and bias.
@@ -98,7 +113,7 @@ class LargeConsumer {
  private:
   const LargeThread& thread_;
   const LargeArgs& a_;
-  float sum_[BM / 2];
+  float sum_[BM / 2], part_[BM / 2];  // part_: of a stage, if kExact
 };
 
 // The sums of a tile, each CTA of the cluster a share of them.
@@ -230,13 +245,21 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
     const int m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
     consumer.weights.start_scales(n0, first);
     int before = -1;
+    if (Tile::kExact) consumer.clear();
     for (int block = first; block < last; ++block) {
-      consumer.weights.take_scales(block);
+      if (!Tile::kExact) consumer.weights.take_scales(block);
       barrier_wait(full + 8 * stage, phase);
       const uint32_t codes = ring + stage * Tile::kStage, x = descriptor_start(codes + Tile::kCodes);
       consumer.weights.template unpack<0>(codes);
-      consumer.template multiply<0>(x, block > first);
-      wgmma_wait<1>();
+      if constexpr (Tile::kExact) {
+        wgmma_wait<0>();
+        if (before >= 0) consumer.add_part();
+        consumer.weights.take_scales(block);
+        consumer.template multiply<0>(x, 0);
+      } else {
+        consumer.template multiply<0>(x, block > first);
+        wgmma_wait<1>();
+      }
       if (before >= 0) release(before);
       consumer.weights.template unpack<1>(codes);
       consumer.template multiply<1>(x, 1);
@@ -247,6 +270,7 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
     }
     wgmma_wait<0>();
     if (before >= 0) {
+      if (Tile::kExact) consumer.add_part();
       release(before);
       refill();
     }

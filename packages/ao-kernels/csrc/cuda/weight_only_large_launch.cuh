@@ -29,36 +29,30 @@ cudaError_t launch_tile(const Launch& l) {
   return grid.start(kernel, l.x_map, l.codes_map, l.args);
 }
 
-// Stages fill the shared memory of a multiprocessor (128 tokens or more), or half of it.
-constexpr int stages_of(int codes, int tokens) {
-  if (codes == 4) return tokens == 32 ? 6 : tokens == 64 ? 4 : tokens == 128 ? 5 : 3;
-  return tokens == 32 ? 4 : tokens == 64 ? 3 : tokens == 128 ? 4 : 2;
-}
-
-template <int CODES, int NS, bool ZERO, int BM, int SPLIT>
-cudaError_t launch_sizes(const Launch& l) {
-  return launch_tile<LargeTile<CODES, BM, stages_of(CODES, BM), SPLIT, BM < 128 ? 2 : 1, NS>, ZERO>(l);
+// Stages fill the part of a multiprocessor's shared memory that a CTA has.
+constexpr int stages_of(int codes, int consumers, int tokens, int ctas) {
+  const int stage = 64 * consumers * stage_code_bytes(codes) + 256 * tokens;
+  return (((228 << 10) / ctas - 1024) - 1024 - store_bytes(consumers, tokens)) / (stage + 16);
 }
 
 template <int CODES, int NS, bool ZERO>
+struct Tiles {
+  template <int CONSUMERS, int BM, int CTAS>
+  static bool launch(const Launch& l, cudaError_t& error) {
+    const Plan& p = l.plan;
+    if (p.consumers != CONSUMERS || p.tokens != BM || p.ctas != CTAS) return false;
+    error = launch_tile<LargeTile<CODES, CONSUMERS, BM, stages_of(CODES, CONSUMERS, BM, CTAS), CTAS, NS>, ZERO>(l);
+    return true;
+  }
+};
+
+template <int CODES, int NS, bool ZERO>
 cudaError_t launch_plan(const Launch& l) {
-  if constexpr (CODES != 4 && NS == 0) {
-    if (l.plan.alone) return launch_tile<LargeTile<CODES, 64, 6, 1, 1, NS>, ZERO>(l);
-  }
-  switch (l.plan.tokens * 16 + l.plan.split) {
-    case 32 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 32, 1>(l);
-    case 32 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 32, 2>(l);
-    case 32 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 32, 4>(l);
-    case 32 * 16 + 8: return launch_sizes<CODES, NS, ZERO, 32, 8>(l);
-    case 64 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 64, 1>(l);
-    case 64 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 64, 2>(l);
-    case 64 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 64, 4>(l);
-    case 64 * 16 + 8: return launch_sizes<CODES, NS, ZERO, 64, 8>(l);
-    case 128 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 128, 1>(l);
-    case 128 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 128, 2>(l);
-    case 128 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 128, 4>(l);
-    default: return launch_sizes<CODES, NS, ZERO, 256, 1>(l);
-  }
+  using T = Tiles<CODES, NS, ZERO>;
+  cudaError_t error = cudaErrorInvalidValue;  // a plan of no tile
+  T::template launch<1, 32, 3>(l, error) || T::template launch<2, 64, 2>(l, error) || T::template launch<4, 128, 1>(l, error) ||
+      T::template launch<2, 128, 1>(l, error) || T::template launch<2, 256, 1>(l, error);
+  return error;
 }
 
 template <int CODES, int NS>

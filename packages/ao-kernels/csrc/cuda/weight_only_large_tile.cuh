@@ -27,10 +27,13 @@ struct LargeArgs {
 
 // CODES: 4, kInt8, kE4m3 or kE5m2. CONSUMERS: warpgroups of 64 output features. BM: tokens. CTAS: of a multiprocessor. NS: groups in
 // 128 input features (1, 2, 4; codes of a byte: 4 stands for 2 too), or 0 where a group spans the row.
-template <int CODES_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, int NS_>
+template <int CODES_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, int NS_, bool PERM_ = false>
 struct LargeTile {
   static constexpr int CODES = CODES_, CONSUMERS = CONSUMERS_, BM = BM_, STAGES = STAGES_, CTAS = CTAS_, NS = NS_;
+  static constexpr bool PERM = PERM_;
   static constexpr int kThreads = 128 * CONSUMERS;
+  // Few tokens, as everywhere where these are few: products of exact weights, and sums of a group times its scale.
+  static constexpr bool kExact = BM == 16 && NS == 1 && CODES == 4 && !PERM;
   static constexpr int BN = 64 * CONSUMERS;
   static constexpr int kCodes = BN * stage_code_bytes(CODES);
   static constexpr int kHalfX = BM * 128;           // 64 input features of all tokens
