@@ -234,12 +234,17 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   const LargeThread thread(a, threadIdx.x / 128);
   LargeConsumer<Tile, ZERO> consumer(thread);
   int stage = 0, phase = 0;
+  // A stage is filled again one stage late, so that the thread that asks for it need not wait for the other warpgroups.
+  constexpr int kLate = STAGES > 3 ? 1 : 0;
+  int owed = 0;
   const auto release = [&](int s) {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * s);
+    ++owed;
   };
   const auto refill = [&] {
     if (threadIdx.x == 0) loader.next();
     __syncwarp();
+    --owed;
   };
   for (int tile = first_tile; tile < n_tiles; tile += tile_step) {
     const int m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
@@ -263,7 +268,7 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
       if (before >= 0) release(before);
       consumer.weights.template unpack<1>(codes);
       consumer.template multiply<1>(x, 1);
-      if (before >= 0) refill();  // late, so that the other warps have released the stage, too
+      if (owed > kLate) refill();
       wgmma_wait<1>();
       before = stage;
       if (++stage == STAGES) stage = 0, phase ^= 1;
@@ -272,7 +277,7 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
     if (before >= 0) {
       if (Tile::kExact) consumer.add_part();
       release(before);
-      refill();
+      while (owed) refill();
     }
     consumer.finish(n0);
     if (a.split == 1) consumer.store(m0, n0, buffer);

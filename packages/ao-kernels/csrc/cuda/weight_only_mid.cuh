@@ -66,7 +66,7 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
       barrier_init(full + 8 * s, 1);
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(left + 4 * s), "r"(0) : "memory");
+      barrier_init(left + 8 * s, T::kWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     if (a.chained)
@@ -105,7 +105,9 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
 
   float sum[F][NT][4] = {};
   // Of this lane's first word in a stage, before the swizzle, and of its first token.
-  const uint32_t my_codes = (wn * F * 16 + g) * 64 + (g >> 1 & 3) * 16 + 4 * t, my_x = T::kCodes + g * 64 + t * 16;
+  uint32_t my_codes = (wn * F * 16 + g) * 64 + (g >> 1 & 3) * 16 + 4 * t;
+  uint32_t my_x = T::kCodes + g * 64 + t * 16;
+  asm volatile("" : "+r"(my_codes), "+r"(my_x));  // kept, not made again every time
   int stage = 0, phase = 0;
   for (int block = first; block < last; ++block) {
     if ((block - first) % 4 == 0) {
@@ -119,7 +121,6 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
     barrier_wait(full + 8 * stage, phase);
     const uint32_t from = ring + stage * T::kStage;
     float part[F][NT][4];
-    uint32_t before = 0;
 #pragma unroll
     for (int c = 0; c < 4; c += T::WK) {
       const int quarter = c + (T::WK == 1 ? 0 : wk);
@@ -133,9 +134,6 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(tokens[nt].x), "=r"(tokens[nt].y), "=r"(tokens[nt].z), "=r"(tokens[nt].w)
                      : "r"(from + my_x + quarter * T::kQuarterX + nt * 512));
-      // The warp that leaves a stage last has it filled again.
-      if (c + T::WK >= 4 && lane == 0 && block + STAGES < last)
-        asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;" : "=r"(before) : "r"(left + 4 * stage), "n"(T::kWarps - 1) : "memory");
 #pragma unroll
       for (int nt = 0; nt < NT; ++nt) {
         const uint4 v = tokens[nt];
@@ -175,9 +173,16 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
         }
       }
     }
-    if (lane == 0 && before == T::kWarps - 1) {
-      load_codes(block + STAGES, stage);
-      load_tokens(block + STAGES, stage);
+    // Warps take turns in having a stage filled again, one stage late, so that nobody has to be waited for.
+    if (lane == 0) {
+      barrier_arrive(left + 8 * stage);
+      const int next_block = block - 1 + STAGES;
+      if (block > first && next_block < last && (block - first) % T::kWarps == warp) {
+        const int before = stage ? stage - 1 : STAGES - 1;
+        barrier_wait(left + 8 * before, stage ? phase : phase ^ 1);
+        load_codes(next_block, before);
+        load_tokens(next_block, before);
+      }
     }
     __syncwarp();
     if constexpr (T::EXACT) {
