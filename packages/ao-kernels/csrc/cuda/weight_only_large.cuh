@@ -236,20 +236,17 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   int stage = 0, phase = 0;
   // A stage is filled again one stage late, so that the thread that asks for it need not wait for the other warpgroups.
   constexpr int kLate = STAGES > 3 ? 1 : 0;
-  int owed = 0;
   const auto release = [&](int s) {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * s);
-    ++owed;
   };
   const auto refill = [&] {
     if (threadIdx.x == 0) loader.next();
     __syncwarp();
-    --owed;
   };
   for (int tile = first_tile; tile < n_tiles; tile += tile_step) {
     const int m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
     consumer.weights.start_scales(n0, first);
-    int before = -1;
+    int before = -1, older = -1;
     if (Tile::kExact) consumer.clear();
     for (int block = first; block < last; ++block) {
       if (!Tile::kExact) consumer.weights.take_scales(block);
@@ -268,8 +265,9 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
       if (before >= 0) release(before);
       consumer.weights.template unpack<1>(codes);
       consumer.template multiply<1>(x, 1);
-      if (owed > kLate) refill();
+      if ((kLate ? older : before) >= 0) refill();
       wgmma_wait<1>();
+      older = before;
       before = stage;
       if (++stage == STAGES) stage = 0, phase ^= 1;
     }
@@ -277,7 +275,8 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
     if (before >= 0) {
       if (Tile::kExact) consumer.add_part();
       release(before);
-      while (owed) refill();
+#pragma unroll 1
+      for (int i = kLate && older >= 0 ? 0 : 1; i < 2; ++i) refill();
     }
     consumer.finish(n0);
     if (a.split == 1) consumer.store(m0, n0, buffer);
