@@ -1,6 +1,5 @@
 // w = (code - zero) * scale. A thread takes eight codes, which are whole bytes and lie in one group, of several rows: it
 // asks for all of them before it uses the first.
-#include "cuda/codes.cuh"
 #include "cuda/dequantize.h"
 #include "cuda/floats.cuh"
 
@@ -96,44 +95,6 @@ __global__ void __launch_bounds__(kThreads) dequantize_eights(const LinearArgs a
   }
 }
 
-// int4 to bfloat16 without zeros, the most frequent case, in a third of the instructions. code - 8 is exact, so that there is one
-// rounding, as above.
-__global__ void __launch_bounds__(kThreads, 5) dequantize_int4(const LinearArgs a) {
-  const uint32_t k = blockIdx.x * blockDim.x + threadIdx.x, words = static_cast<uint32_t>(a.K / 8);
-  if (k >= words) return;
-  const uint32_t group = a.G == 1 ? 0 : k / static_cast<uint32_t>(a.group_size / 8);
-  const auto* const codes = reinterpret_cast<const uint32_t*>(a.codes) + k;
-  const auto* const scales = static_cast<const uint16_t*>(a.scale) + group;
-  const int N = static_cast<int>(a.N), rows_at_once = gridDim.y * blockDim.y * kRowsAtOnce;
-  for (int n = (blockIdx.y * blockDim.y + threadIdx.y) * kRowsAtOnce; n < N; n += rows_at_once) {
-    uint32_t word[kRowsAtOnce], scale[kRowsAtOnce];
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) word[r] = codes[int64_t{min(n + r, N - 1)} * words];
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) scale[r] = scales[int64_t{min(n + r, N - 1)} * a.scale_stride];
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      if (n + r >= N) return;
-      const uint32_t both = scale[r] * 0x10001u;
-      uint32_t out[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        // The two codes of byte i become the last bits of 128.
-        const uint32_t spread = and_or<0x000f000fu, 0x43004300u>(__byte_perm(word[r], 0, 0x4440 | i) * 0x1001u);
-        const uint32_t code = subtract_pair<__nv_bfloat16>(spread, 0x43084308u);
-        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out[i]) : "r"(code), "r"(both));
-      }
-      static_cast<uint4*>(a.y)[int64_t{n + r} * words + k] = make_uint4(out[0], out[1], out[2], out[3]);
-    }
-  }
-}
-
-bool is_plain_int4(const LinearArgs& a) {
-  return a.bits == 4 && !a.zero && a.x_dtype == DType::bf16 && a.scale_dtype == DType::bf16 && a.K % 8 == 0 && a.group_size % 8 == 0 &&
-         a.row_bytes == a.K / 2 && a.N <= INT32_MAX - kRowsAtOnce * 65536 && reinterpret_cast<uintptr_t>(a.codes) % 4 == 0 &&
-         reinterpret_cast<uintptr_t>(a.y) % 16 == 0;
-}
-
 template <int BITS>
 cudaError_t launch(const LinearArgs& a, cudaStream_t stream) {
   const int64_t eights = (a.K + 7) / 8;
@@ -141,10 +102,6 @@ cudaError_t launch(const LinearArgs& a, cudaStream_t stream) {
   while (block.x > 32 && block.x / 2 >= eights) block.x /= 2, block.y *= 2;
   const int64_t rows = (a.N + block.y * kRowsAtOnce - 1) / (block.y * kRowsAtOnce);
   const dim3 grid(static_cast<unsigned>((eights + block.x - 1) / block.x), static_cast<unsigned>(rows < 65535 ? rows : 65535));
-  if (BITS == 4 && is_plain_int4(a)) {
-    dequantize_int4<<<grid, block, 0, stream>>>(a);
-    return cudaGetLastError();
-  }
   switch (a.x_dtype) {
     case DType::bf16: dequantize_eights<BITS, __nv_bfloat16><<<grid, block, 0, stream>>>(a); break;
     case DType::f16: dequantize_eights<BITS, __half><<<grid, block, 0, stream>>>(a); break;

@@ -1,10 +1,10 @@
 // Weight-only linear for many tokens on Hopper: y[m, n] = sum_k x[m, k] * w[n, k] + bias[n], bfloat16, float32 sums.
 //
-// A CTA makes a tile of 128 output features by BM tokens. A producer warp has the copy engine fill a ring of stages, each
-// 128 input features of codes (64 or 128 bytes a row) and activations; two warpgroups read their rows' codes, turn them into
-// bf16 in registers, where wgmma takes its left operand, and multiply with the tokens in shared memory, which are its
+// A CTA makes a tile of 64 to 256 output features by BM tokens. One thread has the copy engine fill a ring of stages, each
+// 128 input features of codes (64 or 128 bytes a row) and activations; each warpgroup reads its 64 rows' codes, turns them into
+// bf16 in registers, where wgmma takes its left operand, and multiplies with the tokens in shared memory, which are its
 // narrow side. Two register sets alternate, so that codes of one half stage can be unpacked while the tensor cores
-// work on the other; how far they overlap is in docs/decisions/0013.
+// work on the other; how far they overlap is in docs/decisions/0018.
 //
 // Weights are (code - zero) * scale rounded to bf16, as dequantizing before a matrix product gives them; a scale that spans the
 // row is applied to the float32 sums instead, so that those weights are exact. weight_only_large_<int4|bytes>.cuh make them.
@@ -12,7 +12,7 @@
 // A grid may start while the ones before it in the stream still run, and fetches its first codes at once where it is chained to
 // the one in front (chain.h). Asking otherwise for them to be brought into L2 made int8 slower (22.4 instead of 21.9 us at 32 tokens).
 //
-// With SPLIT > 1 the CTAs of a cluster share a tile, each with its part of K, and add the float32 sums up through
+// With split > 1 the CTAs of a cluster share a tile, each with its part of K, and add the float32 sums up through
 // distributed shared memory in the order of their ranks: bits repeat, and no workspace is needed.
 #pragma once
 #include <type_traits>
@@ -40,33 +40,11 @@ class LargeConsumer {
   // x: the descriptor of the stage's tokens.
   template <int H>
   __device__ void multiply(uint32_t x, int accumulate) {
-#if AO_DIAG == 2
-#pragma unroll
-    for (int s = 0; s < 4; ++s)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) asm volatile("" ::"r"(weights.operand[H][s][i]));
-    return;
-#endif
     wgmma_fence();
 #pragma unroll
     for (int s = 0; s < 4; ++s)
-      Wgmma<BM>::run(Tile::kExact ? part_ : sum_, weights.operand[H][s], descriptor_of(x + (H * Tile::kHalfX + 32 * s) / 16),
-                     accumulate | s);
+      Wgmma<BM>::run(sum_, weights.operand[H][s], descriptor_of(x + (H * Tile::kHalfX + 32 * s) / 16), accumulate | s);
     wgmma_commit();
-  }
-
-  __device__ void clear() {
-#pragma unroll
-    for (int i = 0; i < BM / 2; ++i) sum_[i] = 0.0f;
-  }
-
-  // Adds what a stage has multiplied to.
-  __device__ void add_part() {
-#pragma unroll
-    for (int i = 0; i < BM / 2; ++i) {
-      asm volatile("" : "+f"(part_[i]));  // not before the products have ended
-      sum_[i] = fmaf(part_[i], weights.scale_of(i / 2 % 2), sum_[i]);
-    }
   }
 
   // Row-wide scale, zero is refused there, and bias.
@@ -113,14 +91,14 @@ class LargeConsumer {
  private:
   const LargeThread& thread_;
   const LargeArgs& a_;
-  float sum_[BM / 2], part_[BM / 2];  // part_: of a stage, if kExact
+  float sum_[BM / 2];
 };
 
 // The sums of a tile, each CTA of the cluster a share of them.
 template <class Tile>
 __device__ void add_parts(const LargeArgs& a, uint32_t parts, int rank, int tiles_m) {
   const int tile = blockIdx.x / a.split, m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
-  constexpr int kFours = Tile::BN / 4, kAdders = Tile::kThreads;
+  constexpr int kFours = Tile::BN / 4, kAdders = Tile::kConsumerThreads;
   for (int i = rank * kAdders + threadIdx.x; i < Tile::BM * kFours; i += a.split * kAdders) {
     const int token = i / kFours, n = n0 + i % kFours * 4, m = m0 + token;
     if (m >= a.M || n >= a.N) continue;
@@ -160,18 +138,11 @@ struct Loader {
 
   __device__ void codes() {
     barrier_wait(empty + 8 * stage, phase);
-#if AO_DIAG == 3
-    barrier_expect(full + 8 * stage, Tile::kCodes);
-#else
     barrier_expect(full + 8 * stage, Tile::kStage);
-#endif
     load_box(ring + stage * Tile::kStage, codes_map, block * stage_code_bytes(Tile::CODES), tile / tiles_m * Tile::BN, full + 8 * stage);
   }
 
   __device__ void tokens() const {
-#if AO_DIAG == 3
-    return;
-#endif
     const uint32_t to = ring + stage * Tile::kStage + Tile::kCodes;
     load_box(to, x_map, block * kStageK, tile % tiles_m * Tile::BM, full + 8 * stage);
     load_box(to + Tile::kHalfX, x_map, block * kStageK + 64, tile % tiles_m * Tile::BM, full + 8 * stage);
@@ -219,7 +190,8 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   const int first = min(rank * per_split, n_blocks), last = min(first + per_split, n_blocks);
 
   Loader<Tile> loader{&x_map, &codes_map, ring, full, empty, tiles_m, first < last ? n_tiles : 0, tile_step, first, last, first_tile, first};
-  if (threadIdx.x == 0) {
+  constexpr int kLoader = Tile::kProducer ? Tile::kConsumerThreads : 0;  // the thread that fills the ring
+  if (threadIdx.x == kLoader) {
     for (int s = 0; s < STAGES; ++s) {
       barrier_init(full + 8 * s, 1);
       barrier_init(empty + 8 * s, 4 * Tile::CONSUMERS);
@@ -231,59 +203,61 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   }
   __syncthreads();
 
+  if constexpr (Tile::kProducer) {
+    if (threadIdx.x >= kLoader) {
+      asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Tile::kProducerRegisters));
+      if (threadIdx.x == kLoader)
+        while (loader.more()) loader.next();
+      __syncwarp();
+      if (a.split > 1) {
+        cluster_sync();
+        cluster_sync();
+      }
+      return;
+    }
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Tile::kConsumerRegisters));
+  }
   const LargeThread thread(a, threadIdx.x / 128);
   LargeConsumer<Tile, ZERO> consumer(thread);
   int stage = 0, phase = 0;
-  // A stage is filled again one stage late, so that the thread that asks for it need not wait for the other warpgroups.
-  constexpr int kLate = STAGES > 3 ? 1 : 0;
   const auto release = [&](int s) {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * s);
   };
   const auto refill = [&] {
+    if constexpr (Tile::kProducer) return;
     if (threadIdx.x == 0) loader.next();
     __syncwarp();
   };
   for (int tile = first_tile; tile < n_tiles; tile += tile_step) {
     const int m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
     consumer.weights.start_scales(n0, first);
-    int before = -1, older = -1;
-    if (Tile::kExact) consumer.clear();
+    int before = -1;
     for (int block = first; block < last; ++block) {
-      if (!Tile::kExact) consumer.weights.take_scales(block);
+      consumer.weights.take_scales(block);
       barrier_wait(full + 8 * stage, phase);
       const uint32_t codes = ring + stage * Tile::kStage, x = descriptor_start(codes + Tile::kCodes);
       consumer.weights.template unpack<0>(codes);
-      if constexpr (Tile::kExact) {
-        wgmma_wait<0>();
-        if (before >= 0) consumer.add_part();
-        consumer.weights.take_scales(block);
-        consumer.template multiply<0>(x, 0);
-      } else {
-        consumer.template multiply<0>(x, block > first);
-        wgmma_wait<1>();
-      }
+      consumer.template multiply<0>(x, block > first);
+      wgmma_wait<1>();
       if (before >= 0) release(before);
       consumer.weights.template unpack<1>(codes);
       consumer.template multiply<1>(x, 1);
-      if ((kLate ? older : before) >= 0) refill();
+      if (before >= 0) refill();  // late, so that the other warps have released the stage, too
       wgmma_wait<1>();
-      older = before;
       before = stage;
       if (++stage == STAGES) stage = 0, phase ^= 1;
     }
     wgmma_wait<0>();
     if (before >= 0) {
-      if (Tile::kExact) consumer.add_part();
       release(before);
-#pragma unroll 1
-      for (int i = kLate && older >= 0 ? 0 : 1; i < 2; ++i) refill();
+      refill();
     }
     consumer.finish(n0);
     if (a.split == 1) consumer.store(m0, n0, buffer);
   }
   if constexpr (Tile::kSplits) {
     if (a.split > 1) {
-      __syncthreads();  // the other warpgroups have read their last stage
+      asm volatile("bar.sync 8, %0;" ::"n"(Tile::kConsumerThreads) : "memory");  // the other warpgroups have read their last stage
       consumer.store_part(ring, first < last);
       cluster_sync();
       add_parts<Tile>(a, ring, rank, tiles_m);

@@ -32,16 +32,11 @@ template <class Tile, bool ZERO>
 class Int4Weights {
  public:
   static constexpr int NS = Tile::NS, NP = NS == 0 ? 1 : NS;
-  static constexpr bool kPlain = NS == 0 || Tile::kExact;     // weights are (code - 8) / 64
-  static constexpr float kFactor = kPlain ? 64.0f : 16.0f;  // of the sums
-  static_assert(!(kPlain && ZERO));
+  static constexpr float kFactor = NS == 0 ? 64.0f : 16.0f;  // of the sums
 
   __device__ explicit Int4Weights(const LargeThread& thread)
       : thread_(thread), a_(thread.args), selector_(0x4040 | thread.t * 0x0101),
         place_(thread.row(0) * stage_code_bytes(4) | (thread.g >> 1 & 3) * 16) {
-#if AO_DIAG == 1
-    for (int i = 0; i < 32; ++i) operand[i / 16][i / 4 % 4][i % 4] = 0;
-#endif
     asm volatile("" : "+r"(selector_), "+r"(place_));  // kept, not made again every time
   }
 
@@ -54,9 +49,6 @@ class Int4Weights {
       fetch(1, block + 1);
     }
   }
-
-  // The scale of a row's only group in a stage.
-  __device__ float scale_of(int part) const { return __uint_as_float(scale_[part][0] << 16); }
 
   // Makes scale_ and offset_ those of a stage.
   __device__ void take_scales(int block) {
@@ -77,7 +69,6 @@ class Int4Weights {
           }
         }
       fetch(1, block + 2);
-      if constexpr (Tile::kExact) return;
       small_ = __all_sync(0xffffffff, small);
 #pragma unroll
       for (int part = 0; part < 2; ++part)
@@ -90,7 +81,7 @@ class Int4Weights {
             if (small_) scale_[part][i] = bits_of(__hmul2(pair_of(scale_[part][i]), __nv_bfloat162(4.0f, 4.0f)));
           } else if (small_) {
             offset_[part][i] = (scale_[part][i] ^ 0x80008000) - 0x00800080;  // -scale / 2
-            scale_[part][i] += Tile::PERM ? 0x40804080 : 0x3e804080;                                     // scale * 2**129, scale * 2**125
+            scale_[part][i] += 0x3e804080;                                     // scale * 2**129, scale * 2**125
           }
         }
     }
@@ -99,37 +90,8 @@ class Int4Weights {
   // The left operands of half a stage: 64 input features of all rows.
   template <int H>
   __device__ void unpack(uint32_t codes) {
-#if AO_DIAG == 1
-    return;
-#endif
-    if constexpr (Tile::PERM) return unpack_permuted<H>(codes);
-    if (kPlain || small_) unpack_as<H, true>(codes);
+    if (NS == 0 || small_) unpack_as<H, true>(codes);
     else unpack_as<H, false>(codes);
-  }
-
-  template <int H>
-  __device__ void unpack_permuted(uint32_t codes) {
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      if constexpr (H == 0) {
-        const uint32_t at = codes + (place_ ^ thread_.t * 16) + 8 * part * stage_code_bytes(4);
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(words_[part][0]), "=r"(words_[part][1]), "=r"(words_[part][2]), "=r"(words_[part][3])
-                     : "r"(at));
-      }
-      const __nv_bfloat162 even = pair_of(scale_[part][0]), odd = pair_of(scale_[part][0] - 0x02000200), offset = pair_of(offset_[part][0]);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const uint32_t word = words_[part][2 * H + j], upper = word >> 8;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          uint32_t pair;
-          if (i % 2) asm("lop3.b32 %0, %1, 0x00f000f0, 0, 0xc0;" : "=r"(pair) : "r"(i / 2 ? upper : word));
-          else asm("lop3.b32 %0, %1, 0x000f000f, 0, 0xc0;" : "=r"(pair) : "r"(i / 2 ? upper : word));
-          operand[H][2 * j + i / 2][part + i % 2 * 2] = bits_of(__hfma2(pair_of(pair), i % 2 ? odd : even, offset));
-        }
-      }
-    }
   }
 
   template <int H, bool SMALL>
@@ -140,19 +102,10 @@ class Int4Weights {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint32_t at = codes + (place_ ^ (2 * H + i) * 16) + 8 * part * stage_code_bytes(4);  // 64-byte swizzle
-#if AO_DIAG == 4
-        words[4 * i] = at, words[4 * i + 1] = at + 1, words[4 * i + 2] = at + 2, words[4 * i + 3] = at + 3;
-        continue;
-#endif
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(words[4 * i]), "=r"(words[4 * i + 1]), "=r"(words[4 * i + 2]), "=r"(words[4 * i + 3])
                      : "r"(at));
       }
-#if AO_DIAG == 5
-#pragma unroll
-      for (int s = 0; s < 8; ++s) operand[H][s / 2][part + s % 2 * 2] = words[s];
-      continue;
-#endif
 #pragma unroll
       for (int s = 0; s < 4; ++s)
 #pragma unroll
@@ -169,7 +122,7 @@ class Int4Weights {
  private:
   template <bool SMALL>
   __device__ __nv_bfloat162 weights(uint32_t word, __nv_bfloat162 scale, __nv_bfloat162 offset) const {
-    if constexpr (kPlain) return __hfma2(small_pair(word, selector_), pair_of(kCodeScale), __nv_bfloat162(-0.125f, -0.125f));
+    if constexpr (NS == 0) return __hfma2(small_pair(word, selector_), pair_of(kCodeScale), __nv_bfloat162(-0.125f, -0.125f));
     else if constexpr (SMALL && !ZERO) return __hfma2(small_pair(word, selector_), scale, offset);
     else if constexpr (SMALL) return __hmul2(__hfma2(small_pair(word, selector_), pair_of(kCodeScale), offset), scale);
     __nv_bfloat162 v = less_eight_sixteenth(word, selector_);
@@ -200,7 +153,6 @@ class Int4Weights {
   int64_t row_[2];             // of the scales
   uint32_t scales_[2][2][NP], zeros_[2][2][NP];  // bf16, of the next two stages
   bool small_ = true;
-  uint32_t words_[2][4];
   uint32_t scale_[2][NP], offset_[2][NP];  // bf16, twice
 };
 

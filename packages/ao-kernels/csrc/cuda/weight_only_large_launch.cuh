@@ -46,12 +46,21 @@ struct Tiles {
   }
 };
 
+// The tiles that make_plan() chooses from.
 template <int CODES, int NS, bool ZERO>
 cudaError_t launch_plan(const Launch& l) {
   using T = Tiles<CODES, NS, ZERO>;
   cudaError_t error = cudaErrorInvalidValue;  // a plan of no tile
-  T::template launch<1, 32, 3>(l, error) || T::template launch<2, 64, 2>(l, error) || T::template launch<4, 128, 1>(l, error) ||
-      T::template launch<2, 128, 1>(l, error) || T::template launch<2, 256, 1>(l, error);
+  if constexpr (CODES == 4) {
+    T::template launch<1, 32, 4>(l, error) || T::template launch<1, 64, 3>(l, error) || T::template launch<2, 64, 2>(l, error) ||
+        T::template launch<2, 128, 1>(l, error) || T::template launch<3, 128, 1>(l, error) || T::template launch<2, 256, 1>(l, error);
+  } else {
+    if constexpr (NS == 0) {
+      if (T::template launch<2, 64, 1>(l, error)) return error;
+    }
+    T::template launch<1, 32, 3>(l, error) || T::template launch<2, 32, 2>(l, error) || T::template launch<2, 64, 2>(l, error) ||
+        T::template launch<2, 128, 1>(l, error) || T::template launch<4, 128, 1>(l, error);
+  }
   return error;
 }
 

@@ -21,19 +21,19 @@ struct LargeArgs {
   int group_size, block_n;
   int split;           // CTAs that share a tile
   DType scale_dtype, bias_dtype;
-  bool vector_scales;  // rows of scales and zeros begin at multiples of 16 bytes
   bool chained;        // to the grid in front: codes are fetched at once (chain.h)
 };
 
 // CODES: 4, kInt8, kE4m3 or kE5m2. CONSUMERS: warpgroups of 64 output features. BM: tokens. CTAS: of a multiprocessor. NS: groups in
 // 128 input features (1, 2, 4; codes of a byte: 4 stands for 2 too), or 0 where a group spans the row.
-template <int CODES_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, int NS_, bool PERM_ = false>
+template <int CODES_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, int NS_>
 struct LargeTile {
   static constexpr int CODES = CODES_, CONSUMERS = CONSUMERS_, BM = BM_, STAGES = STAGES_, CTAS = CTAS_, NS = NS_;
-  static constexpr bool PERM = PERM_;
-  static constexpr int kThreads = 128 * CONSUMERS;
-  // Few tokens, as everywhere where these are few: products of exact weights, and sums of a group times its scale.
-  static constexpr bool kExact = BM == 16 && NS == 1 && CODES == 4 && !PERM;
+  // A warpgroup of a CTA that has a multiprocessor for itself only fills the ring; it hands registers to the others, 168 each at launch.
+  // Smaller CTAs need them all, and a thread of theirs fills the ring.
+  static constexpr bool kProducer = CONSUMERS == 2 && CTAS == 1;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static constexpr int kConsumerThreads = 128 * CONSUMERS, kThreads = kConsumerThreads + 128 * kProducer;
   static constexpr int BN = 64 * CONSUMERS;
   static constexpr int kCodes = BN * stage_code_bytes(CODES);
   static constexpr int kHalfX = BM * 128;           // 64 input features of all tokens

@@ -1,8 +1,11 @@
-// Weight-only int4 linear for some tens of tokens on Hopper: y[m, n] = sum_g scale[n, g] * sum_{k in g} x[m, k] * (code[n, k] - 8) + bias[n].
+// Weight-only int4 linear of some tens of tokens on Hopper, groups of a multiple of 128, no zeros, bfloat16:
 //
-// wgmma waits for whole warpgroups, and products and conversions of codes do not overlap there (docs/decisions/0018). Here warps multiply
-// by mma.m16n8k16, each for itself. The copy engine fills a ring of stages, 128 input features each; the warp that is the last to
-// leave a stage has it filled again. WN warps share the output features of a tile, WK the input features of a stage.
+//   y[m, n] = sum_g scale[n, g] * (sum_{k in g} x[m, k] * (code[n, k] - 8)) + bias[n]      float32 sums of exact products
+//
+// wgmma takes whole warpgroups, and its products hardly overlap with the conversion of codes (docs/decisions/0018). Here a warp
+// multiplies by mma.m16n8k16 when its own codes are converted. The copy engine fills a ring of stages, 128 input features each. WN
+// warps share the output features of a tile, WK the input features of a stage; `split` CTAs of a cluster share K. All are added in the
+// order of their ranks, so that bits repeat.
 //
 // A lane takes eight codes that follow each other in a row as one word. Two masks and one shift make four pairs of it, codes i and i + 4
 // (weight_only_large_int4.cuh says how), so the same two values of a token stand in a pair there.
@@ -14,21 +17,22 @@
 
 namespace ao::large {
 
-// F: fragments of 16 output features of a warp. NT: eights of tokens. EXACT: scales are applied to the sums of a group, else
-// weights are rounded.
-template <int F_, int WN_, int WK_, int NT_, int STAGES_, int CTAS_, bool EXACT_>
+// F: fragments of 16 output features of a warp. NT: eights of tokens. CTAS: of a multiprocessor.
+template <int F_, int WN_, int WK_, int NT_, int CTAS_>
 struct MidTile {
-  static constexpr int F = F_, WN = WN_, WK = WK_, NT = NT_, STAGES = STAGES_, CTAS = CTAS_;
-  static constexpr bool EXACT = EXACT_;
+  static constexpr int F = F_, WN = WN_, WK = WK_, NT = NT_, CTAS = CTAS_;
   static constexpr int BM = 8 * NT, BN = 16 * F * WN, kWarps = WN * WK, kThreads = 32 * kWarps;
   static constexpr int kCodes = BN * 64, kQuarterX = BM * 64, kStage = kCodes + 4 * kQuarterX;
+  static constexpr int STAGES = ((228 << 10) / CTAS - 2048) / (kStage + 16);  // fill a CTA's share of the shared memory
   static constexpr int kPitch = BN + 4;  // floats of a token's sums; 2 * kPitch % 32 == 8: no bank conflicts
   static constexpr int kParts = WK * BM * kPitch * 4, kRing = STAGES * kStage;
   static constexpr int kShared = 1024 + (kRing > kParts ? kRing : kParts) + 16 * STAGES;
-  static_assert(kWarps > 1);
   static_assert(kCodes % 1024 == 0 && kStage % 1024 == 0);
 };
 
+constexpr uint32_t kLowerCodeScale = 0x7f007f00, kUpperCodeScale = 0x7d007d00;  // 2**127 and 2**123: make code / 64
+
+// d = a * b + c
 __device__ inline void multiply_add_to(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
@@ -145,32 +149,23 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
         uint32_t operand[2][4];  // of two products
 #pragma unroll
         for (int part_of = 0; part_of < 2; ++part_of) {
-          uint32_t by[2] = {0x7f007f00, 0x7d007d00}, offset = 0xbe00be00;  // (code - 8) / 64
-          if constexpr (!T::EXACT) {
-            const uint32_t both = __byte_perm(scale[f], 0, part_of ? 0x3232 : 0x1010);
-            by[0] = both + 0x40804080, by[1] = both + 0x3e803e80, offset = (both ^ 0x80008000) - 0x00800080;
-          }
           const uint32_t word = words[2 * f + part_of], upper = word >> 8;
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             uint32_t pair;
             if (i % 2) asm("lop3.b32 %0, %1, 0x00f000f0, 0, 0xc0;" : "=r"(pair) : "r"(i / 2 ? upper : word));
             else asm("lop3.b32 %0, %1, 0x000f000f, 0, 0xc0;" : "=r"(pair) : "r"(i / 2 ? upper : word));
-            operand[i / 2][part_of + i % 2 * 2] = bits_of(__hfma2(pair_of(pair), pair_of(by[i % 2]), pair_of(offset)));
+            operand[i / 2][part_of + i % 2 * 2] = bits_of(__hfma2(pair_of(pair), pair_of(i % 2 ? kUpperCodeScale : kLowerCodeScale), __nv_bfloat162(-0.125f, -0.125f)));
           }
         }
 #pragma unroll
         for (int nt = 0; nt < NT; ++nt) {
-          float(&d)[4] = T::EXACT ? part[f][nt] : sum[f][nt];
           const float none[4] = {};
-          if (T::EXACT && c == 0) multiply_add_to(d, operand[0], tokens[nt].x, tokens[nt].y, none);
-          else multiply_add_to(d, operand[0], tokens[nt].x, tokens[nt].y, d);
+          if (c == 0) multiply_add_to(part[f][nt], operand[0], tokens[nt].x, tokens[nt].y, none);
+          else multiply_add_to(part[f][nt], operand[0], tokens[nt].x, tokens[nt].y, part[f][nt]);
         }
 #pragma unroll
-        for (int nt = 0; nt < NT; ++nt) {
-          float(&d)[4] = T::EXACT ? part[f][nt] : sum[f][nt];
-          multiply_add_to(d, operand[1], tokens[nt].z, tokens[nt].w, d);
-        }
+        for (int nt = 0; nt < NT; ++nt) multiply_add_to(part[f][nt], operand[1], tokens[nt].z, tokens[nt].w, part[f][nt]);
       }
     }
     // Warps take turns in having a stage filled again, one stage late, so that nobody has to be waited for.
@@ -185,22 +180,20 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
       }
     }
     __syncwarp();
-    if constexpr (T::EXACT) {
 #pragma unroll
-      for (int f = 0; f < F; ++f) {
-        const float by[2] = {__uint_as_float(scale[f] << 16), __uint_as_float(scale[f] & 0xffff0000u)};
+    for (int f = 0; f < F; ++f) {
+      const float by[2] = {__uint_as_float(scale[f] << 16), __uint_as_float(scale[f] & 0xffff0000u)};
 #pragma unroll
-        for (int nt = 0; nt < NT; ++nt)
+      for (int nt = 0; nt < NT; ++nt)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) sum[f][nt][i] = fmaf(part[f][nt][i], by[i / 2], sum[f][nt][i]);
-      }
+        for (int i = 0; i < 4; ++i) sum[f][nt][i] = fmaf(part[f][nt][i], by[i / 2], sum[f][nt][i]);
     }
     if (++stage == STAGES) stage = 0, phase ^= 1;
   }
 
   // Sums of the warps, in shared memory, then of the CTAs, in the order of their ranks.
   __syncthreads();  // all stages have been read
-  constexpr float kFactor = T::EXACT ? 64.0f : 16.0f;
+  constexpr float kFactor = 64.0f;  // weights were (code - 8) / 64
 #pragma unroll
   for (int f = 0; f < F; ++f)
 #pragma unroll

@@ -1,9 +1,0 @@
-#define large large4
-#define AO_DIAG 4
-#include "sweep_weight_only.cuh"
-namespace ao::large {
-const Variant* variants_x(int& n) {
-  static const Variant all[] = {variant<LargeTile<4, 2, 64, 4, 2, 1>>(4), variant<LargeTile<4, 2, 16, 8, 2, 0>>(4), variant<LargeTile<4, 2, 128, 5, 1, 1>>(4)};
-  return n = sizeof(all) / sizeof(all[0]), all;
-}
-}
