@@ -53,6 +53,7 @@ set(AO_CUDA_KERNELS
   weight_only_large_int4_64
   weight_only_large_int4_row
   weight_only_large_int8
+  weight_only_mid
   weight_only_small_float8
   weight_only_small_int4
   weight_only_small_int8
