@@ -58,7 +58,11 @@ def test_the_sign_moves_and_decay_shrinks() -> None:
     from ao_kernels.ops.lion_step import lion_scalars
 
     scalars = lion_scalars(1, lr=0.25, betas=(0.5, 0.75), weight_decay=0.5)
-    p, g, m = torch.tensor([1.0, 1.0, 1.0, 8.0]), torch.tensor([1.0, -3.0, -1.0, 0.0]), torch.zeros(4)
+    p, g, m = (
+        torch.tensor([1.0, 1.0, 1.0, 8.0]),
+        torch.tensor([1.0, -3.0, -1.0, 0.0]),
+        torch.zeros(4),
+    )
     m[2:] = torch.tensor([1.0, 0.0])
     lion_step([p], [g], [m], [], scalars, "32", 256)
     assert p.tolist() == [0.625, 1.125, 0.875, 7.0]

@@ -70,7 +70,7 @@ def less(p, m, root, size, FAST: tl.constexpr):
 @triton.jit
 def rounded(x, DTYPE: tl.constexpr, FAST: tl.constexpr):
     """To nearest, halves to even. To bfloat16 by hand in the interpreter, which truncates."""
-    if FAST or DTYPE != tl.bfloat16:
+    if FAST or tl.bfloat16 != DTYPE:
         found = x.to(DTYPE)
     else:
         bits = x.to(tl.int32, bitcast=True)
