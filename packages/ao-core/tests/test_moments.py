@@ -41,8 +41,8 @@ def test_the_maps_of_four_bits() -> None:
     magnitudes = [0, 2, 5, 9, 15, 23, 35, 51]
     assert signed.tolist() == magnitudes + [-x for x in magnitudes]
     unsigned = code_values(4, signed=False) * 16
-    steps = [[((2 * step + 9) << segment) * 4 - 35 for step in range(4)] for segment in range(4)]
-    assert unsigned.tolist() == sum(steps, [])
+    steps = [((2 * (c % 4) + 9) << c // 4) * 4 - 35 for c in range(16)]
+    assert unsigned.tolist() == steps
 
 
 def edges(bits: int, signed: bool) -> torch.Tensor:

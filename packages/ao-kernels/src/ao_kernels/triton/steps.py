@@ -141,7 +141,7 @@ def run(
     stochastic = bool(keys) and params[0].dtype == torch.bfloat16
     columns = [list(numels), *addresses]
     columns += [[0] * len(params)] * (9 - len(columns))
-    columns += [offsets, keys] if stochastic else [[0] * len(params)] * 2
+    columns += [list(offsets), list(keys)] if stochastic else [[0] * len(params)] * 2
     table = sent(torch.tensor(columns, dtype=torch.int64).t().contiguous(), device)
     scalars = sent(scalars.contiguous(), device)  # one row may stand for all
     n = 256 if full else block_size
