@@ -9,8 +9,8 @@ An op module defines the op by decorating its reference, a plain function over p
     @my_linear.fake                               # shape and dtype of the result
     @my_linear.backward                           # gradients of the differentiable arguments
 
-and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``. The first argument
-is a tensor, or a list of tensors on one device, as of ops that change many in one call.
+and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``. The first
+argument is a tensor, or a list of tensors on one device, as of ops that change many in one call.
 
 Where a call goes:
 

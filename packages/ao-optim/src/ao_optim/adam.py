@@ -35,7 +35,7 @@ class QuantizedAdam(QuantizedOptimizer):
         state_bits: 8, 4, "fp8" or 32 (full precision); None stands for the class's own. Like every
             other option it may differ between groups.
         bf16_stochastic_round: round new bfloat16 parameters stochastically, see
-            `ao_optim.rounding`; others are not affected.
+            `ao_core.rounding`; others are not affected.
         seed: of the random bits for that; a number in [0, 2**63).
 
     Raises ValueError for options out of range, TypeError for complex or integer parameters.

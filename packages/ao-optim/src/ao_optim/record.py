@@ -4,7 +4,7 @@
     exp_avg              full precision: float32 (float64 for float64 parameters), the parameter's
     exp_avg_sq             shape
     exp_avg_codes        quantized instead: (B, n) codes in the storage of the format,
-    exp_avg_scale          (B) float32; B blocks of n elements, see `ao_optim.moments`
+    exp_avg_scale          (B) float32; B blocks of n elements, see `ao_core.moments`
     exp_avg_sq_codes
     exp_avg_sq_scale
     shape                quantized only: the parameter's shape, int64, on the CPU
