@@ -50,7 +50,7 @@ def gathered(optimizer: Optimizer, known: dict[Tensor, Known]) -> list[Step]:
     gradients and ValueError for state that does not fit, before anything changes.
     """
     name = type(optimizer).__name__
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{name}.step() cannot be captured in a CUDA graph: it counts steps on the host. "
             "Capture forward and backward, and call step() behind the replay"
