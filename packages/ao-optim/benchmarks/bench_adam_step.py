@@ -7,10 +7,11 @@ python benchmarks/bench_adam_step.py --sweep               shapes of the Triton 
 Large: an embedding of 128256 x 2048, as Llama-3.2-1B has it, and 16 matrices of 22448 x 2048.
 Small: 300 vectors of 16384 to 262144 elements. All sides have the same parameters and gradients
 and take steps in turn, in an order drawn anew each round; the median is given, with the 10th and
-90th percentile. The limit counts the bytes that must be read and written, at the rate of a copy that
-was timed in the same rounds. "first" is the first step in this process, which makes the state and,
-on the device, compiles; "peak" what a later step allocates at most beyond what was there, in shares
-of the state. The host's time is not in the time of the large set and all of it in that of the small.
+90th percentile. The limit counts the bytes that must be read and written, at the rate of a copy
+that was timed in the same rounds. "first" is the first step in this process, which makes the
+state and, on the device, compiles; "peak" what a later step allocates at most beyond what was
+there, in shares of the state. The host's time is not in the time of the large set and all of it
+in that of the small.
 """
 
 from __future__ import annotations
