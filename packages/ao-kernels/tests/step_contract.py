@@ -51,7 +51,7 @@ class Steps:
     scales = 5  # the place of those of exp_avg among the arguments
     backend = "cpu"
     device = "cpu"
-    wrong = [5, 700, 2999]  # elements that NaN, inf and -inf there make NaN
+    wrong = (5, 700, 2999)  # elements that NaN, inf and -inf there make NaN
     ulps = 0.0  # of the update, that parameters may be off
 
     def run(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -87,7 +87,7 @@ class Steps:
             args[1][0][place] = value
         found = self.check(args)
         wrong = found[0][0].cpu().isnan().nonzero().flatten().tolist()
-        assert wrong == self.wrong
+        assert tuple(wrong) == self.wrong
         assert found[0][1].isfinite().all()
         if bits != "32":
             nan = found[self.scales][0].isnan()

@@ -85,7 +85,9 @@ def test_scalars_of_tensors_are_those_of_numbers() -> None:
     }
     for decoupled in (True, False):
         expected = adam_scalars([1.0, 4.0, 1.0], decoupled=decoupled, **given)
-        assert torch.equal(adam_scalars([1.0, 4.0, 1.0], decoupled=decoupled, **as_tensors), expected)
+        assert torch.equal(
+            adam_scalars([1.0, 4.0, 1.0], decoupled=decoupled, **as_tensors), expected
+        )
         assert expected.shape == (3, 8) and torch.equal(expected[0], expected[2])
     decay, beta1, rest1, beta2, rest2, correction, eps, size = expected[1].tolist()
     assert (decay, beta1, rest1, beta2, rest2, eps) == (0.125, 0.875, 0.125, 0.5, 0.5, 1e-8)

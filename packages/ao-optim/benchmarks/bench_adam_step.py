@@ -4,13 +4,14 @@ python benchmarks/bench_adam_step.py                       a GPU: 0.998e9 parame
 python benchmarks/bench_adam_step.py --device cpu          a CPU, 16e6 float32 parameters
 python benchmarks/bench_adam_step.py --sweep               shapes of the Triton launch, 8 bits
 
-Large: an embedding of 128256 x 2048, as Llama-3.2-1B has it, and 16 matrices of 22448 x 2048. Small:
-300 vectors of 16384 to 262144 elements. All sides have the same parameters and gradients and take
-steps in turn, in an order drawn anew each round; the median is given, with the 10th and 90th
-percentile. The limit counts the bytes that must be read and written at the rate of a copy that was
-timed in the same rounds. "first" is the first step in this process, which makes the state and, on
-the device, compiles; "peak" what a later step allocates at most beyond what was there, in shares of
-the state. The host's time is not in the time of the large set and all of it in that of the small.
+Large: an embedding of 128256 x 2048, as Llama-3.2-1B has it, and 16 matrices of 22448 x 2048.
+Small: 300 vectors of 16384 to 262144 elements. All sides have the same parameters and gradients
+and take steps in turn, in an order drawn anew each round; the median is given, with the 10th and
+90th percentile. The limit counts the bytes that must be read and written, at the rate of a copy
+that was timed in the same rounds. "first" is the first step in this process, which makes the
+state and, on the device, compiles; "peak" what a later step allocates at most beyond what was
+there, in shares of the state. The host's time is not in the time of the large set and all of it
+in that of the small.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def parameters(
 
 
 class Clock:
-    """Milliseconds of calls: between events on a GPU, or on the wall with all they leave running."""
+    """Milliseconds of calls: between events on a GPU, or on the wall until all work is done."""
 
     def __init__(self, device: str, wall: bool) -> None:
         self.cuda, self.wall = device == "cuda", wall or device == "cpu"
@@ -235,8 +236,9 @@ def sweep(device: str, seconds: float) -> None:
                 steps._WARPS, steps._TILE, steps._TILES = kept
             row = rows[1]
             print(
-                f"{kind} warps {shape[0]} tile {shape[1]} tiles {shape[2]:2d}: {row['ms'][0]:.3f} ms, "
-                f"{row['against_torch_fused']:.3f} x fused, share {row['share']:.2f}",
+                f"{kind} warps {shape[0]} tile {shape[1]} tiles {shape[2]:2d}: "
+                f"{row['ms'][0]:.3f} ms, {row['against_torch_fused']:.3f} x fused, "
+                f"share {row['share']:.2f}",
                 flush=True,
             )
 

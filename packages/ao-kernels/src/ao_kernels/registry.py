@@ -9,7 +9,8 @@ An op module defines the op by decorating its reference, a plain function over p
     @my_linear.fake                               # shape and dtype of the result
     @my_linear.backward                           # gradients of the differentiable arguments
 
-and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``.
+and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``. The first
+argument is a tensor, or a list of tensors on one device, as of ops that change many in one call.
 
 Where a call goes:
 
@@ -181,7 +182,7 @@ class Op:
 
     # ------------------------------------------------------------ calls
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         if is_dynamo_compiling():
             return self._trace(self._bind((x, *args), kwargs))
         if (
@@ -228,7 +229,7 @@ class Op:
         self._load(_device_of(bound))
         return choice.choice(self.name, self._parameters, self._select(bound), bound)
 
-    def _wants_grad(self, x: Tensor, args: tuple[Any, ...]) -> bool:
+    def _wants_grad(self, x: Any, args: tuple[Any, ...]) -> bool:
         if not self._differentiable:
             return False
         if x.requires_grad:

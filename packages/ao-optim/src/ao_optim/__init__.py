@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .adam import Adam4bit, Adam8bit, AdamFp8, AdamW, AdamW4bit, AdamW8bit, AdamWFp8
 from .foreign_states import from_bitsandbytes_state_dict, from_torchao_state_dict
+from .lion import Lion8bit
 from .muon import Muon
 from .offload import CPUOffloadOptimizer
 from .state_offload import StateOffloadOptimizer
@@ -28,6 +29,7 @@ __all__ = [
     "AdamW8bit",
     "AdamWFp8",
     "CPUOffloadOptimizer",
+    "Lion8bit",
     "Muon",
     "StateOffloadOptimizer",
     "__version__",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .record import Layout, encoded_moment, layout_of, mismatch, read_moment
+from .record import encoded_moment, layout_for, mismatch, read_moment
 from .resharding import local_record, saved_record
 from .sharding import local_part, local_part_as, whole_like
 
@@ -34,18 +34,13 @@ def own_state(optimizer: Optimizer, pack: Callable[[], dict[str, Any]]) -> dict[
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if own.get(parameter):
-                layout = _layout(optimizer, parameter, group)
+                layout = layout_for(optimizer, parameter, group)
                 saved[parameter] = saved_record(own[parameter], parameter, layout)
     optimizer.state = saved
     try:
         return pack()
     finally:
         optimizer.state = own
-
-
-def _layout(optimizer: Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> Layout:
-    layout: Layout = getattr(optimizer, "_layout_of", layout_of)(parameter, group)
-    return layout
 
 
 def checked_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +68,7 @@ def checked_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[s
                 )
     state: defaultdict[Any, Any] = defaultdict(dict)
     for key, parameter, saved, record in _records(groups, state_dict):
-        layout = _layout(optimizer, parameter, saved)
+        layout = layout_for(optimizer, parameter, saved)
         try:
             record = local_record(record, parameter, layout)
             problem = mismatch(record, layout)
@@ -111,7 +106,7 @@ def checked_full_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> d
     target = {id(ours): new for (ours, _), new in zip(groups, merged, strict=True)}
     options = {id(p): target[id(ours)] for ours, _ in groups for p in ours["params"]}
     for key, parameter, _, record in list(_records(groups, state_dict)):
-        layout = _layout(optimizer, parameter, options[id(parameter)])
+        layout = layout_for(optimizer, parameter, options[id(parameter)])
         _check_full_record(key, record, parameter, layout.moments)
         device = local_part(parameter).device
         new = {"step": _as_step(record["step"])}
@@ -138,7 +133,7 @@ def full_state(optimizer: Optimizer) -> dict[str, Any]:
         for key, parameter in zip(saved["params"], group["params"], strict=True):
             record = optimizer.state.get(parameter)
             if record:
-                layout = _layout(optimizer, parameter, group)
+                layout = layout_for(optimizer, parameter, group)
                 state[key] = {"step": record["step"].clone()}
                 for name in layout.moments:
                     moment = read_moment(record, name, layout)

@@ -4,7 +4,7 @@
     exp_avg              full precision: float32 (float64 for float64 parameters), the parameter's
     exp_avg_sq             shape
     exp_avg_codes        quantized instead: (B, n) codes in the storage of the format,
-    exp_avg_scale          (B) float32; B blocks of n elements, see `ao_optim.moments`
+    exp_avg_scale          (B) float32; B blocks of n elements, see `ao_core.moments`
     exp_avg_sq_codes
     exp_avg_sq_scale
     shape                quantized only: the parameter's shape, int64, on the CPU
@@ -37,6 +37,7 @@ __all__ = [
     "SMALL",
     "Layout",
     "Record",
+    "layout_for",
     "layout_of",
     "mismatch",
     "new_record",
@@ -82,6 +83,13 @@ def layout_of(parameter: Tensor, group: Mapping[str, Any]) -> Layout:
         shape=tuple(local_part(parameter).shape),
         dtype=torch.float64 if parameter.dtype == torch.float64 else torch.float32,
     )
+
+
+def layout_for(optimizer: Any, parameter: Tensor, group: Mapping[str, Any]) -> Layout:
+    """The layout of an optimizer's records: `layout_of`, or what its own `_layout_of` says where it
+    keeps other moments than Adam."""
+    layout: Layout = getattr(optimizer, "_layout_of", layout_of)(parameter, group)
+    return layout
 
 
 def new_record(layout: Layout, device: torch.device) -> dict[str, Tensor]:

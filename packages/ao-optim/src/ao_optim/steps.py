@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ao_core.rounding import random_bits, random_key, round_to_bfloat16
-from ao_kernels.ops import adam_step
+from ao_kernels.ops import adam_step, lion_step
 from ao_kernels.ops.adam_step import adam_scalars
+from ao_kernels.ops.lion_step import lion_scalars
+from ao_kernels.ops.moments import sent
 
-from .record import Layout, Record, layout_of, mismatch, new_record
+from .record import Layout, Record, layout_for, mismatch, new_record
 from .sharding import element_index, first_index, local_part, local_part_as
 
-__all__ = ["Known", "Step", "adam_steps", "gathered", "in_buckets"]
+__all__ = ["Known", "Step", "adam_steps", "gathered", "lion_steps"]
 
 
 class Step(NamedTuple):
@@ -48,7 +50,7 @@ def gathered(optimizer: Optimizer, known: dict[Tensor, Known]) -> list[Step]:
     gradients and ValueError for state that does not fit, before anything changes.
     """
     name = type(optimizer).__name__
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{name}.step() cannot be captured in a CUDA graph: it counts steps on the host. "
             "Capture forward and backward, and call step() behind the replay"
@@ -68,7 +70,7 @@ def gathered(optimizer: Optimizer, known: dict[Tensor, Known]) -> list[Step]:
                 )
             record, last = optimizer.state.get(parameter), known.get(parameter)
             if last is None or last.record is not record or last.options != options:
-                layout = layout_of(parameter, group)
+                layout = layout_for(optimizer, parameter, group)
                 if record and (problem := mismatch(record, layout)):
                     raise ValueError(
                         f"the state of parameter {place} {problem}. state_bits, block_size and "
@@ -147,6 +149,12 @@ def _bits(step: Step) -> Tensor:
 
 def adam_steps(steps: list[Step], *, decoupled: bool) -> None:
     """A step of Adam, or AdamW if ``decoupled``."""
+
+    def scalars(group: dict[str, Any], part: list[Step]) -> Tensor:
+        options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        counts = [float(step.record["step"]) for step in part]
+        return adam_scalars(counts, decoupled=decoupled, **options)
+
     buckets = in_buckets(steps, lambda s: (s.group["amsgrad"], s.group["maximize"]))
     for (_, _, _, bits, block_size, stochastic, amsgrad, maximize), bucket in buckets:
         state = [
@@ -157,7 +165,7 @@ def adam_steps(steps: list[Step], *, decoupled: bool) -> None:
             [step.p for step in bucket],
             [step.g for step in bucket],
             *state,
-            _scalars(bucket, decoupled),
+            _by_group(bucket, scalars),
             str(bits),
             block_size,
             decoupled,
@@ -175,26 +183,43 @@ def _keys(bits: int | str, amsgrad: bool) -> list[str]:
     return [name and name + end for end in ("_codes", "_scale") for name in names]
 
 
-def _scalars(steps: list[Step], decoupled: bool) -> Tensor:
+def lion_steps(steps: list[Step]) -> None:
+    """A step of Lion."""
+    buckets = in_buckets(steps, lambda s: (s.group["maximize"],))
+    for (_, _, _, bits, block_size, stochastic, maximize), bucket in buckets:
+        values, scales = ("exp_avg", "") if bits == 32 else ("exp_avg_codes", "exp_avg_scale")
+        keys, offsets = randomness(bucket) if stochastic else ([], [])
+        lion_step(
+            [step.p for step in bucket],
+            [step.g for step in bucket],
+            [step.record[values] for step in bucket],
+            [step.record[scales] for step in bucket] if scales else [],
+            _by_group(bucket, _lion_scalars),
+            str(bits),
+            block_size,
+            maximize,
+            keys,
+            offsets,
+        )
+
+
+def _lion_scalars(group: dict[str, Any], steps: list[Step]) -> Tensor:
+    options = {name: group[name] for name in ("lr", "betas", "weight_decay")}
+    return lion_scalars(len(steps), **options)
+
+
+def _by_group(
+    steps: list[Step], scalars_of: Callable[[dict[str, Any], list[Step]], Tensor]
+) -> Tensor:
     """The scalars of steps, which stand in the order of their groups."""
     parts, first = [], 0
     while first < len(steps):
         group, last = steps[first].group, first
         while last < len(steps) and steps[last].group is group:
             last += 1
-        parts.append(
-            adam_scalars(
-                [float(step.record["step"]) for step in steps[first:last]],
-                lr=group["lr"],
-                betas=group["betas"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                decoupled=decoupled,
-            )
-        )
+        parts.append(scalars_of(group, steps[first:last]))
         first = last
-    devices = {part.device for part in parts}
-    if len(devices) > 1:
-        device = next(d for d in devices if d.type != "cpu")
-        parts = [part.to(device, non_blocking=True) for part in parts]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    if len(parts) == 1:
+        return parts[0]
+    device = next((part.device for part in parts if part.device.type != "cpu"), None)
+    return torch.cat([part if device is None else sent(part, device) for part in parts])

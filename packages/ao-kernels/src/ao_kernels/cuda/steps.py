@@ -22,8 +22,8 @@ def refusal(
     if (params[0].dtype, grads[0].dtype) not in _PAIRS:
         pairs = ", ".join(f"{p} with {g}" for p, g in _PAIRS)
         return (
-            f"parameters are {params[0].dtype} with gradients of {grads[0].dtype}; the CUDA kernels "
-            f"take {pairs}"
+            f"parameters are {params[0].dtype} with gradients of {grads[0].dtype}; the CUDA "
+            f"kernels take {pairs}"
         )
     if state_bits != "32" and (block_size & (block_size - 1) or block_size > 256):
         return f"block_size is {block_size}; the CUDA kernels take powers of two up to 256"

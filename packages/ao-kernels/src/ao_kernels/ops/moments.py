@@ -56,9 +56,7 @@ def scalar_rows(
     Where some of the hyperparameters are on a GPU the result is there, too, and the host does not
     wait for them.
     """
-    given = [
-        float(x) if isinstance(x, Tensor) and x.device.type == "cpu" else x for x in given
-    ]
+    given = [float(x) if isinstance(x, Tensor) and x.device.type == "cpu" else x for x in given]
     device = next((x.device for x in given if isinstance(x, Tensor)), None)
     distinct = sorted(set(steps))
     if device is None:
@@ -155,9 +153,7 @@ class Stored:
         if self.bits == 32:
             values[i].copy_(x)
             return
-        codes, scale = quantize_moment(
-            x, bits=self.bits, signed=signed, block_size=self.block_size
-        )
+        codes, scale = quantize_moment(x, bits=self.bits, signed=signed, block_size=self.block_size)
         values[i].copy_(codes)
         scales[i].copy_(scale)
 

@@ -70,7 +70,7 @@ def less(p, m, root, size, FAST: tl.constexpr):
 @triton.jit
 def rounded(x, DTYPE: tl.constexpr, FAST: tl.constexpr):
     """To nearest, halves to even. To bfloat16 by hand in the interpreter, which truncates."""
-    if FAST or DTYPE != tl.bfloat16:
+    if FAST or tl.bfloat16 != DTYPE:
         found = x.to(DTYPE)
     else:
         bits = x.to(tl.int32, bitcast=True)
@@ -141,7 +141,7 @@ def run(
     stochastic = bool(keys) and params[0].dtype == torch.bfloat16
     columns = [list(numels), *addresses]
     columns += [[0] * len(params)] * (9 - len(columns))
-    columns += [offsets, keys] if stochastic else [[0] * len(params)] * 2
+    columns += [list(offsets), list(keys)] if stochastic else [[0] * len(params)] * 2
     table = sent(torch.tensor(columns, dtype=torch.int64).t().contiguous(), device)
     scalars = sent(scalars.contiguous(), device)  # one row may stand for all
     n = 256 if full else block_size
