@@ -24,16 +24,21 @@ _TYPES = {
     torch.uint8: "u8",
     torch.int64: "i64",
     torch.float64: "fp64",
+    torch.float8_e4m3fn: "u8",
+    torch.float8_e5m2: "u8",
+    torch.float8_e8m0fnu: "u8",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 # Modules that launch kernels for several ops.
 _SHARED = (
+    "directions",
     "experts",
     "float8_product",
     "grouped_product",
     "int4_linear",
     "int8_dynamic_linear",
     "partials",
+    "peaks",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",

@@ -61,9 +61,52 @@ def _bits(found):
 
 
 @triton.jit
-def store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN: tl.constexpr):
+def _words(c0, c1, c2, c3, COMPILED: tl.constexpr):
+    """The codes of four pieces at the same place, as one word.
+
+    By instructions: four bytes of each piece lie in a register. From shifts, ptxas (of triton 3.6,
+    sm_90) makes wrong words where the codes are stored by rows as well; and they are more.
+    """
+    if COMPILED:
+        words = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 low01, low23, high01, high23;
+            prmt.b32 low01, $4, $5, 0x5140;
+            prmt.b32 low23, $6, $7, 0x5140;
+            prmt.b32 high01, $4, $5, 0x7362;
+            prmt.b32 high23, $6, $7, 0x7362;
+            prmt.b32 $0, low01, low23, 0x5410;
+            prmt.b32 $1, low01, low23, 0x7632;
+            prmt.b32 $2, high01, high23, 0x5410;
+            prmt.b32 $3, high01, high23, 0x7632;
+            }""",
+            "=&r,=&r,=&r,=&r,r,r,r,r",
+            [c0, c1, c2, c3],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        words = _bits(c0) | (_bits(c1) << 8) | (_bits(c2) << 16) | (_bits(c3) << 24)
+    return words
+
+
+@triton.jit
+def store_words(
+    codes_KM,
+    c0,
+    c1,
+    c2,
+    c3,
+    word,
+    k,
+    rows,
+    columns,
+    EVEN: tl.constexpr,
+    COMPILED: tl.constexpr,
+):
     """Transposed codes[k, 4 * word + piece] of the four pieces."""
-    words = _bits(c0) | (_bits(c1) << 8) | (_bits(c2) << 16) | (_bits(c3) << 24)
+    words = _words(c0, c1, c2, c3, COMPILED)
     to = codes_KM.to(tl.pointer_type(tl.int32))
     at = to + k.to(tl.int64)[:, None] * (rows // 4) + word[None, :]
     if EVEN:
@@ -74,14 +117,30 @@ def store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN: tl.const
 
 
 @triton.jit
-def _row_step(value, scale, m, tile_k, rows, KNOWN: tl.constexpr, HIGH: tl.constexpr, POWER):
-    """Scales of rows m: those that are known, or of their blocks in this tile, which are stored."""
-    if KNOWN:
-        step = tl.load(scale + m, mask=m < rows, other=1.0)
-    else:
-        step = codes.scale_of(tl.max(codes.magnitude(value), 1), HIGH, POWER)
-        tl.store(scale + tile_k.to(tl.int64) * rows + m, step, mask=m < rows)
+def _row_step(value, scale, m, tile_k, rows, HIGH: tl.constexpr, POWER: tl.constexpr):
+    """Scales of the blocks of rows m in this tile, which are stored."""
+    step = codes.scale_of(tl.max(codes.magnitude(value), 1), HIGH, POWER)
+    tl.store(scale + tile_k.to(tl.int64) * rows + m, step, mask=m < rows)
     return step[:, None]
+
+
+@triton.jit
+def _known_codes(
+    value,
+    scale,
+    inverse,
+    m,
+    rows,
+    MANTISSA: tl.constexpr,
+    BIAS: tl.constexpr,
+    FUSED: tl.constexpr,
+    NATIVE: tl.constexpr,
+    SHORT: tl.constexpr,
+):
+    """Codes of rows m, whose scales are there."""
+    step = tl.load(scale + m, mask=m < rows, other=1.0)[:, None]
+    known = tl.load(inverse + m, mask=m < rows, other=1.0)[:, None]
+    return codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
 
 
 @triton.jit
@@ -103,7 +162,7 @@ def _quantize_tiles(
     scale,
     codes_KM,
     scale_t,
-    peaks,
+    peaks,  # of a tensor; of vectors, the inverses of their scales
     given,
     M,
     K,
@@ -121,6 +180,7 @@ def _quantize_tiles(
     KIND: tl.constexpr,
     POWER: tl.constexpr,
     GIVEN: tl.constexpr,
+    SHORT: tl.constexpr,
     ROWS: tl.constexpr,  # codes by rows are wanted
     COLUMNS: tl.constexpr,  # and transposed ones
     EVEN: tl.constexpr,
@@ -136,6 +196,8 @@ def _quantize_tiles(
     if KIND == _VECTORS:
         scale += matrix * rows
         scale_t += matrix * columns
+        inverse_t = peaks + tl.num_programs(1).to(tl.int64) * rows + matrix * columns
+        inverse = peaks + matrix * rows
 
     word = tile_m * (BLOCK_M // 4) + tl.arange(0, BLOCK_M // 4)
     m = word * 4
@@ -163,18 +225,22 @@ def _quantize_tiles(
         if KIND == _TENSOR and tile == 0:
             tl.store(scale, step)
         s0, s1, s2, s3 = step, step, step, step
-    elif ROWS:
-        KNOWN: tl.constexpr = KIND == _VECTORS
-        s0 = _row_step(v0, scale, m, tile_k, rows, KNOWN, HIGH, POWER)
-        s1 = _row_step(v1, scale, m + 1, tile_k, rows, KNOWN, HIGH, POWER)
-        s2 = _row_step(v2, scale, m + 2, tile_k, rows, KNOWN, HIGH, POWER)
-        s3 = _row_step(v3, scale, m + 3, tile_k, rows, KNOWN, HIGH, POWER)
+    elif ROWS and KIND == _ROW_BLOCKS:
+        s0 = _row_step(v0, scale, m, tile_k, rows, HIGH, POWER)
+        s1 = _row_step(v1, scale, m + 1, tile_k, rows, HIGH, POWER)
+        s2 = _row_step(v2, scale, m + 2, tile_k, rows, HIGH, POWER)
+        s3 = _row_step(v3, scale, m + 3, tile_k, rows, HIGH, POWER)
 
-    if ROWS or SHARED:
-        c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-        c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-        c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-        c3 = codes.codes_of(v3, s3, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
+    if ROWS and KIND == _VECTORS:
+        c0 = _known_codes(v0, scale, inverse, m, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c1 = _known_codes(v1, scale, inverse, m + 1, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c2 = _known_codes(v2, scale, inverse, m + 2, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c3 = _known_codes(v3, scale, inverse, m + 3, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+    elif ROWS or SHARED:
+        c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c3 = codes.codes_of(v3, s3, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
     if ROWS:
         store_rows(codes_MK, c0, m, k, rows, columns, EVEN)
         store_rows(codes_MK, c1, m + 1, k, rows, columns, EVEN)
@@ -184,15 +250,17 @@ def _quantize_tiles(
         if not SHARED:
             if KIND == _VECTORS:
                 step = tl.load(scale_t + k, mask=k < columns, other=1.0)
+                known = tl.load(inverse_t + k, mask=k < columns, other=1.0)
             else:
                 step = codes.scale_of(_column_peaks(v0, v1, v2, v3), HIGH, POWER)
                 tl.store(scale_t + tile_m.to(tl.int64) * columns + k, step, mask=k < columns)
-            step = step[None, :]
-            c0 = codes.codes_of(v0, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-            c1 = codes.codes_of(v1, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-            c2 = codes.codes_of(v2, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-            c3 = codes.codes_of(v3, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-        store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN)
+                known = codes.inverse_of(step, MANTISSA)
+            step, known = step[None, :], known[None, :]
+            c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+            c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+            c2 = codes.codes_of(v2, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+            c3 = codes.codes_of(v3, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+        store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN, FUSED)
 
 
 class Plan(NamedTuple):
@@ -217,8 +285,10 @@ class Plan(NamedTuple):
         if self.peaks is not None:
             peaks = self.peaks.room.like(x)
             self.peaks.find(x, peaks)
-            if self.peaks.scales is not None:
-                self.peaks.scales(peaks, scale, scale_t)
+            if self.peaks.scales is not None and self.peaks.inverse is not None:
+                inverse = self.peaks.inverse.like(x)
+                self.peaks.scales(peaks, scale, scale_t, inverse)
+                peaks = inverse
         if self.own:
             self.quantize(x, found, scale, found_t, scale_t)
         else:
@@ -267,6 +337,7 @@ def plan(
         "KIND": kind,
         "POWER": power_of_two,
         "GIVEN": given,
+        "SHORT": x.dtype != torch.float32,
         "ROWS": by_row,
         "COLUMNS": by_column,
         "EVEN": M % tile.rows == 0 and K % tile.columns == 0,

@@ -93,18 +93,18 @@ def _column_peaks(
     size = tl.maximum(tl.maximum(s0, s1), tl.maximum(s2, s3))
     first, last = tl.min(expert, 0), tl.max(expert, 0)
     if first == last:
-        to = peaks + first.to(tl.int64) * columns + k
-        there = k < tl.where(first < E, columns, 0)
-        tl.atomic_max(to, tl.max(size, 0), mask=there, sem="relaxed")
+        row = peaks + first.to(tl.int64) * columns + k
+        wanted = k < tl.where(first < E, columns, 0)
+        tl.atomic_max(row, tl.max(size, 0), mask=wanted, sem="relaxed")
     else:
         # All words of a step of 16 places are of one expert.
         GROUPS: tl.constexpr = BLOCK_M // _STEP
         WORDS: tl.constexpr = _STEP // 4
         largest = tl.max(tl.reshape(size, (GROUPS, WORDS, BLOCK_K)), 1)
-        expert = tl.max(tl.reshape(expert, (GROUPS, WORDS)), 1)
-        to = peaks + expert.to(tl.int64)[:, None] * columns + k[None, :]
-        there = (expert < E)[:, None] & (k < columns)[None, :]
-        tl.atomic_max(to, largest, mask=there, sem="relaxed")
+        of_step = tl.max(tl.reshape(expert, (GROUPS, WORDS)), 1)
+        rows = peaks + of_step.to(tl.int64)[:, None] * columns + k[None, :]
+        there = (of_step < E)[:, None] & (k < columns)[None, :]
+        tl.atomic_max(rows, largest, mask=there, sem="relaxed")
 
 
 @triton.jit
@@ -133,6 +133,7 @@ def _quantize_places(
     BIAS: tl.constexpr,
     FUSED: tl.constexpr,
     NATIVE: tl.constexpr,
+    SHORT: tl.constexpr,
     EXPERTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -148,11 +149,11 @@ def _quantize_places(
     v3 = _values_of(x, m + 3, stop, k, K, x_stride)
     at = scale_EK + expert.to(tl.int64)[:, None] * columns + k[None, :]
     step = tl.load(at, mask=(expert < E)[:, None] & (k < columns)[None, :], other=1.0)
-    c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE)
-    c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE)
-    c2 = codes.codes_of(v2, step, False, MANTISSA, BIAS, FUSED, NATIVE)
-    c3 = codes.codes_of(v3, step, False, MANTISSA, BIAS, FUSED, NATIVE)
-    store_words(codes_KP, c0, c1, c2, c3, word, k, places, columns, False)
+    c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+    c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+    c2 = codes.codes_of(v2, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+    c3 = codes.codes_of(v3, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+    store_words(codes_KP, c0, c1, c2, c3, word, k, places, columns, False, FUSED)
 
 
 class _Plan(NamedTuple):
@@ -273,7 +274,7 @@ def _plan(x: Tensor, dtype: torch.dtype, E: int, power_of_two: bool, outputs: st
             _quantize_places,
             grid,
             (M, K, E, places, columns, tiles_k, x.stride(0)),
-            {**constants, **tile},
+            {**constants, "SHORT": x.dtype != torch.float32, **tile},
             options,
             device,
         ),
