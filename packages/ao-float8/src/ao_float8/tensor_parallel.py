@@ -6,8 +6,8 @@ Each rank casts what it multiplies, with a scale of its own shard; sums of produ
 DTensor. Where sequence parallel gathers tokens, codes travel, half the bytes of bfloat16: of inputs
 in forward (`Float8ColwiseParallel`, `PrepareFloat8ModuleInput`), of gradients in backward
 (`Float8RowwiseParallel`). They have one scale, of the largest magnitude of all ranks. Sums that are
-scattered stay in high precision. Only tensorwise scaling gathers codes, and only without a compiler,
-which cannot follow a gradient that is codes; else tensors are gathered as they are.
+scattered stay in high precision. Only tensorwise scaling gathers codes, and only without a
+compiler: it cannot follow a gradient that is codes. Else tensors are gathered as they are.
 """
 
 from typing import Any
