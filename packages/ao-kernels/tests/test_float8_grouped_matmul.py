@@ -23,9 +23,9 @@ from ao_kernels.ops import (
 CASES: list[tuple[int, int, int, list[int]]] = [
     (64, 32, 48, [64]),
     (100, 40, 72, [0, 1, 17, 17, 100]),
-    (130, 272, 160, [33, 40, 97, 97]),
+    (110, 144, 144, [33, 40, 97, 97]),
     (16, 16, 16, [0, 0, 0]),
-    (300, 128, 256, [150, 151, 300, 300, 300, 300, 300]),
+    (140, 48, 96, [70, 71, 140, 140, 140, 140, 140]),
 ]
 
 
@@ -67,7 +67,8 @@ class Products:
         for sizes in CASES:
             x, *_, offsets = case(*sizes)
             for power_of_two, outputs in [(False, "both"), (True, "rows"), (True, "columns")]:
-                for each in (x, x.float(), x.T.contiguous().T):
+                others = () if outputs == "both" else (x.float(), x.T.contiguous().T)
+                for each in others or (x,):
                     args = (each, dtype, offsets, power_of_two, outputs)
                     found = self.call(quantize_grouped_both, *args)
                     assert_same_bits(f"{sizes}", found, quantize_grouped_both.reference(*args))

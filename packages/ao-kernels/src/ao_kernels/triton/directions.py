@@ -61,9 +61,52 @@ def _bits(found):
 
 
 @triton.jit
-def store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN: tl.constexpr):
+def _words(c0, c1, c2, c3, COMPILED: tl.constexpr):
+    """The codes of four pieces at the same place, as one word.
+
+    By instructions: four bytes of each piece lie in a register. From shifts, ptxas (of triton 3.6,
+    sm_90) makes wrong words where the codes are stored by rows as well; and they are more.
+    """
+    if COMPILED:
+        words = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 low01, low23, high01, high23;
+            prmt.b32 low01, $4, $5, 0x5140;
+            prmt.b32 low23, $6, $7, 0x5140;
+            prmt.b32 high01, $4, $5, 0x7362;
+            prmt.b32 high23, $6, $7, 0x7362;
+            prmt.b32 $0, low01, low23, 0x5410;
+            prmt.b32 $1, low01, low23, 0x7632;
+            prmt.b32 $2, high01, high23, 0x5410;
+            prmt.b32 $3, high01, high23, 0x7632;
+            }""",
+            "=&r,=&r,=&r,=&r,r,r,r,r",
+            [c0, c1, c2, c3],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        words = _bits(c0) | (_bits(c1) << 8) | (_bits(c2) << 16) | (_bits(c3) << 24)
+    return words
+
+
+@triton.jit
+def store_words(
+    codes_KM,
+    c0,
+    c1,
+    c2,
+    c3,
+    word,
+    k,
+    rows,
+    columns,
+    EVEN: tl.constexpr,
+    COMPILED: tl.constexpr,
+):
     """Transposed codes[k, 4 * word + piece] of the four pieces."""
-    words = _bits(c0) | (_bits(c1) << 8) | (_bits(c2) << 16) | (_bits(c3) << 24)
+    words = _words(c0, c1, c2, c3, COMPILED)
     to = codes_KM.to(tl.pointer_type(tl.int32))
     at = to + k.to(tl.int64)[:, None] * (rows // 4) + word[None, :]
     if EVEN:
@@ -121,6 +164,7 @@ def _quantize_tiles(
     KIND: tl.constexpr,
     POWER: tl.constexpr,
     GIVEN: tl.constexpr,
+    SHORT: tl.constexpr,
     ROWS: tl.constexpr,  # codes by rows are wanted
     COLUMNS: tl.constexpr,  # and transposed ones
     EVEN: tl.constexpr,
@@ -171,10 +215,10 @@ def _quantize_tiles(
         s3 = _row_step(v3, scale, m + 3, tile_k, rows, KNOWN, HIGH, POWER)
 
     if ROWS or SHARED:
-        c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-        c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-        c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-        c3 = codes.codes_of(v3, s3, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
+        c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c3 = codes.codes_of(v3, s3, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
     if ROWS:
         store_rows(codes_MK, c0, m, k, rows, columns, EVEN)
         store_rows(codes_MK, c1, m + 1, k, rows, columns, EVEN)
@@ -188,11 +232,11 @@ def _quantize_tiles(
                 step = codes.scale_of(_column_peaks(v0, v1, v2, v3), HIGH, POWER)
                 tl.store(scale_t + tile_m.to(tl.int64) * columns + k, step, mask=k < columns)
             step = step[None, :]
-            c0 = codes.codes_of(v0, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-            c1 = codes.codes_of(v1, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-            c2 = codes.codes_of(v2, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-            c3 = codes.codes_of(v3, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
-        store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN)
+            c0 = codes.codes_of(v0, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+            c1 = codes.codes_of(v1, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+            c2 = codes.codes_of(v2, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+            c3 = codes.codes_of(v3, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN, FUSED)
 
 
 class Plan(NamedTuple):
@@ -267,6 +311,7 @@ def plan(
         "KIND": kind,
         "POWER": power_of_two,
         "GIVEN": given,
+        "SHORT": x.dtype != torch.float32,
         "ROWS": by_row,
         "COLUMNS": by_column,
         "EVEN": M % tile.rows == 0 and K % tile.columns == 0,

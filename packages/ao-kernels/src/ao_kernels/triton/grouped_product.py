@@ -99,6 +99,7 @@ def _grouped_product(
     GROUP: tl.constexpr,
     BITS: tl.constexpr,  # of packed codes; 0: codes are int8 or float8
     MANTISSA: tl.constexpr,  # of float8 codes; 0: they are integers
+    X_MANTISSA: tl.constexpr,
     NATIVE: tl.constexpr,
     X_SCALES: tl.constexpr,  # 0: x are not codes; else when their scales are multiplied
     BLOCKS: tl.constexpr,  # scales or zeros of the weight differ along K
@@ -164,7 +165,7 @@ def _grouped_product(
 
         if not FAST:
             if X_SCALES > 0:
-                x_MK = float8.values_of(x_MK, 3, NATIVE, OPERAND)
+                x_MK = float8.values_of(x_MK, X_MANTISSA, NATIVE, OPERAND)
             elif WIDEN:
                 x_MK = x_MK.to(tl.float32)
         if BLOCKS:
@@ -180,7 +181,7 @@ def _grouped_product(
         elif FAST and MANTISSA == 0:
             sum_NM = tl.dot(w_NK, tl.trans(x_MK), sum_NM, out_dtype=tl.int32)
         elif FAST:
-            x_KM = tl.trans(float8.float8_of(x_MK, 3))
+            x_KM = tl.trans(float8.float8_of(x_MK, X_MANTISSA))
             w_NK = float8.float8_of(w_NK, MANTISSA)
             sum_NM = tl.dot(w_NK, x_KM, sum_NM, max_num_imprecise_acc=BLOCK_K)
         else:
@@ -279,12 +280,20 @@ def most_tiles(T: int, E: int, block_m: int) -> int:
 
 
 def product(
-    x_TK: Tensor, x_scales: str | None, w: Weight, offsets: Tensor, bias: Tensor | None
+    x_TK: Tensor,
+    x_scales: str | None,
+    w: Weight,
+    offsets: Tensor,
+    bias: Tensor | None,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> Product:
     """The product with contiguous weights.
 
     x_scales: of the codes of x_TK, which take its place and are contiguous: "int8" (T,), or of
-    float8 "row" (T,), "tensor" (T,) or "block" (T, G). None: x itself is multiplied.
+    float8 "row" (T,), "tensor" (T,) or "block" (T, G). None: x itself is multiplied. float8 codes
+    are e4m3, and results in the dtype of x_TK, unless ``out_dtype`` says that x_TK are the codes:
+    these of any float8, which are multiplied as such where a GPU can.
     """
     (T, K), (E, N), device = x_TK.shape, w.codes.shape[:2], x_TK.device
     M = triton.cdiv(T, min(T, E))
@@ -292,9 +301,14 @@ def product(
     block_n, block_k = min(w.block_n, N), K if n_blocks == 1 else w.block_k
     coded, native = x_scales is not None, float8.converts_float8(device)
     mantissa = 0 if w.bits else float8.KINDS[w.codes.dtype].mantissa
-    as_float8 = coded and native and M > FEW and x_TK.dtype != torch.float32 and mantissa == 3
+    x_dtype = None
+    if out_dtype is not None:
+        x_dtype, as_float8 = x_TK.dtype, native
+    else:
+        out_dtype = x_TK.dtype
+        as_float8 = coded and native and M > FEW and out_dtype != torch.float32 and mantissa == 3
     fast = as_float8 or x_scales == "int8"
-    operand = torch.float16 if coded else x_TK.dtype
+    operand = torch.float16 if coded else out_dtype
     tile = tile_of(M, operand, fast=fast, bits=w.bits)
     tile = tile._replace(block_k=min(tile.block_k, max(32, triton.next_power_of_2(block_k))))
     chunks_per_block = triton.cdiv(block_k, tile.block_k)
@@ -331,6 +345,7 @@ def product(
             "GROUP": _GROUP,
             "BITS": w.bits,
             "MANTISSA": mantissa,
+            "X_MANTISSA": 3 if x_dtype is None else float8.KINDS[x_dtype].mantissa,
             "NATIVE": native,
             "X_SCALES": 0 if not coded else _PER_CHUNK if per_chunk else _AT_END,
             "BLOCKS": n_blocks > 1 or w.zero is not None,
@@ -347,7 +362,7 @@ def product(
         {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
         device,
     )
-    y = launch.Room.of((T, N), x_TK.dtype)
+    y = launch.Room.of((T, N), out_dtype)
     if splits == 1:
         return Product(y, linear, y, None)
     parts = launch.Room.of((splits, T, N), torch.float32)

@@ -41,6 +41,7 @@ def _quantize_blocks(
     FUSED: tl.constexpr,
     NATIVE: tl.constexpr,
     ROWS: tl.constexpr,
+    POWER: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -63,11 +64,11 @@ def _quantize_blocks(
     value = codes.widened(loaded)
     peak = tl.max(codes.magnitude(value), 1)
     if ROWS:
-        step = codes.scale_of(peak, HIGH)
+        step = codes.scale_of(peak, HIGH, POWER)
         tl.store(scale + m * groups + group, step, mask=there)
         step = step[:, None]
     else:
-        step = codes.scale_of(tl.max(peak, 0), HIGH)
+        step = codes.scale_of(tl.max(peak, 0), HIGH, POWER)
         tl.store(scale + tile, step)
     found = codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE)
     to = codes_MP + m[:, None] * padded + k[None, :]
@@ -85,6 +86,7 @@ def block_launch(
     block_rows: int = 1,
     block_cols: int,
     padded: int | None = None,
+    power_of_two: bool = False,
 ) -> launch.Launch:
     """Launch with x (matrices * M, K) of last stride 1, codes of one byte (matrices * M, P) and
     scale (matrices * R, G).
@@ -106,6 +108,7 @@ def block_launch(
     constants = codes.constants(dtype, x_MK.device)
     constants |= {
         "ROWS": block_rows == 1,
+        "POWER": power_of_two,
         "EVEN": block_k == block_cols and K % block_cols == 0,
         "BLOCK_M": block_m,
         "BLOCK_K": block_k,

@@ -94,6 +94,7 @@ def _quantize_mx_tiles(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     EVEN: tl.constexpr,
+    COMPILED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     tile, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -130,7 +131,7 @@ def _quantize_mx_tiles(
         c1 = codes.float8_codes(v1 * inverse, MANTISSA, BIAS, NATIVE)
         c2 = codes.float8_codes(v2 * inverse, MANTISSA, BIAS, NATIVE)
         c3 = codes.float8_codes(v3 * inverse, MANTISSA, BIAS, NATIVE)
-        store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN)
+        store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN, COMPILED)
 
 
 def _supports(x: Tensor, dtype: torch.dtype, outputs: str) -> str | None:
@@ -172,6 +173,7 @@ def _plan(x: Tensor, dtype: torch.dtype, outputs: str) -> Plan:
         "ROWS": outputs != "columns",
         "COLUMNS": outputs != "rows",
         "EVEN": M % TILE == 0 and K % TILE == 0,
+        "COMPILED": not tiles.INTERPRETED,
         "BLOCK": TILE,
     }
     stride = x.stride(0) if x.dim() == 3 else 0

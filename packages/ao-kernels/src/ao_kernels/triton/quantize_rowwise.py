@@ -34,6 +34,7 @@ def _quantize_long_rows(
     BIAS: tl.constexpr,
     FUSED: tl.constexpr,
     NATIVE: tl.constexpr,
+    POWER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     m = tl.program_id(0).to(tl.int64)
@@ -43,7 +44,7 @@ def _quantize_long_rows(
     for start in range(0, K, BLOCK):
         loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)
         peaks = tl.maximum(peaks, codes.magnitude(codes.widened(loaded)))
-    step = codes.scale_of(tl.max(peaks, 0), HIGH)
+    step = codes.scale_of(tl.max(peaks, 0), HIGH, POWER)
     tl.store(scale + m, step)
     for start in range(0, padded, BLOCK):
         loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)
@@ -101,19 +102,21 @@ def static_launch(
     )
 
 
-def row_launch(x_MK: Tensor, dtype: torch.dtype, *, padded: int | None = None) -> launch.Launch:
+def row_launch(
+    x_MK: Tensor, dtype: torch.dtype, *, padded: int | None = None, power_of_two: bool = False
+) -> launch.Launch:
     """Launch with x (M, K) of last stride 1, codes of one byte (M, P) and scale (M,).
 
     P is K or ``padded``; columns beyond K become 0.
     """
     M, K = x_MK.shape
     if (padded or K) <= MOST:
-        return block_launch(x_MK, dtype, block_cols=K, padded=padded)
+        return block_launch(x_MK, dtype, block_cols=K, padded=padded, power_of_two=power_of_two)
     return launch.Launch(
         _quantize_long_rows,
         (M,),
         (K, padded or K, x_MK.stride(0)),
-        {**codes.constants(dtype, x_MK.device), "BLOCK": _PIECE},
+        {**codes.constants(dtype, x_MK.device), "POWER": power_of_two, "BLOCK": _PIECE},
         options(_PIECE),
         x_MK.device,
     )
