@@ -32,9 +32,9 @@ from measure import commit, record, table, versions  # noqa: E402
 from ao_float8 import Float8Linear, Float8LinearConfig  # noqa: E402
 from ao_float8.profit import FORMAT, path_of  # noqa: E402
 
-SIZES = (512, 1024, 2048, 4096, 8192, 16384)
-TOKENS = (1024, 4096, 16384)
-RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp", "blockwise", "int8")
+SIZES = (512, 1024, 2048, 4096, 16384)
+TOKENS = (2048, 8192)
+RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp", "blockwise")
 
 
 def seconds(module: nn.Module, x: Tensor, dy: Tensor, passes: int) -> float:
@@ -48,6 +48,12 @@ def seconds(module: nn.Module, x: Tensor, dy: Tensor, passes: int) -> float:
     return (time.perf_counter() - start) / passes
 
 
+def results(module: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
+    """y, dx and dw."""
+    y = module(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, module.weight], dy)]
+
+
 def measured(M: int, N: int, K: int, recipes: list[str], rounds: int) -> dict[str, float]:
     """Microseconds of every side, the median of the rounds."""
     options = {"device": "cuda", "dtype": torch.bfloat16}
@@ -58,10 +64,15 @@ def measured(M: int, N: int, K: int, recipes: list[str], rounds: int) -> dict[st
     for name in recipes:
         config = Float8LinearConfig.from_recipe_name(name)
         sides[name] = Float8Linear.from_float(linear, config)
-    y = linear(x.detach())
-    for name, side in sides.items():
-        error = (side(x.detach()) - y).norm() / y.norm()
-        assert error < 0.1, f"{name} at {M} x {N} x {K}: off by {error:.3f}"
+    wanted = results(linear, x, dy)
+    for name, side in list(sides.items()):
+        error = max(
+            ((a - b).norm() / b.norm()).item()
+            for a, b in zip(results(side, x, dy), wanted, strict=True)
+        )
+        if not error < 0.1:
+            print(f"{name} at {M} x {N} x {K} is left out: off by {error:.3f}")
+            del sides[name]
     passes = {}
     for name, side in sides.items():
         seconds(side, x, dy, 1)
@@ -86,8 +97,8 @@ def main() -> None:
         us = measured(M, N, K, list(args.recipes), args.rounds)
         bf16 = us.pop("bf16")
         rows.append({"M": M, "N": N, "K": K, "bf16_us": round(bf16, 1)})
-        rows[-1]["us"] = {name: round(value, 1) for name, value in us.items()}
-        cells = {name: f"{bf16 / value:.2f}" for name, value in us.items()}
+        rows[-1]["us"] = {r: round(us[r], 1) if r in us else None for r in args.recipes}
+        cells = {r: f"{bf16 / us[r]:.2f}" if r in us else "" for r in args.recipes}
         lines.append({"M, N, K": f"{M}, {N}, {K}", "bf16 us": f"{bf16:.0f}", **cells})
     gpu = torch.cuda.get_device_name()
     if args.no_table:

@@ -22,6 +22,7 @@ class Shape:
     mlp: int
     layers: int
     vocabulary: int = 256
+    tied: bool = True  # the head shares the embedding's weight
 
 
 SHAPES = {
@@ -75,7 +76,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """tokens (B, T) -> logits (B, T, vocabulary); the head shares the embedding's weight."""
+    """tokens (B, T) -> logits (B, T, vocabulary)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -84,7 +85,8 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width)
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
-        self.head.weight = self.embedding.weight
+        if shape.tied:
+            self.head.weight = self.embedding.weight
 
     def initialize(self) -> None:
         """Normal weights of 0.02; those that add to the residual stream smaller."""

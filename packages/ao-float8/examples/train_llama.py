@@ -77,7 +77,7 @@ def trained(recipe: str, data: Tensor, held_out: Tensor, args: argparse.Namespac
     if recipe != "bf16":
         converted(model, recipe, emulate=args.device == "cpu")
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1
+        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     warm = max(args.steps // 10, 1)
 
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--shape", choices=SHAPES, default="100m")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--evaluations", type=int, default=16, help="batches of held out text")

@@ -112,6 +112,7 @@ def test_equal_casts_of_a_graph_are_merged() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # of the warm-up
 @pytest.mark.parametrize("recipe", list(EMULATED))
 @pytest.mark.parametrize("cache", ["pass", "step"])
 def test_cuda_graphs(recipe: str, cache: str) -> None:

@@ -253,8 +253,10 @@ def test_dtypes_that_do_not_fit_are_refused() -> None:
 
 def test_devices_that_cannot_multiply_are_refused() -> None:
     module = Float8Linear.from_float(nn.Linear(16, 16), Float8LinearConfig())
-    with pytest.raises(RuntimeError, match=r"cpu devices .* emulate=True"):
-        module(torch.randn(2, 16))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for run_ in (module, compiled):
+        with pytest.raises(RuntimeError, match=r"cpu devices .* emulate=True"):
+            run_(torch.randn(2, 16))
 
 
 # --- modules

@@ -52,6 +52,8 @@ def test_the_verdict_says_where_it_is_from(table: None) -> None:
 def test_recipes_without_rows_are_counted(table: None) -> None:
     found = profit.judge(RECIPES["int8"], 512, 512, tokens=1024, device=CPU)
     assert "counted" in str(found)
+    half = Float8LinearConfig(grad_weight_in_high_precision=True)  # of no recipe
+    assert "counted" in str(profit.judge(half, 512, 512, tokens=1024, device=CPU))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -19,8 +19,9 @@ from .operands import Codes, Plan, cast
 
 __all__ = ["GRADIENTS", "INPUTS", "LastCast", "WeightCodes", "count_steps"]
 
-# Without CUDA in torch it is missing, and nothing is ever captured.
+# Without CUDA in torch these are missing, and no tensor asks for them.
 _is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: False)
+_stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 class _Last:
@@ -44,8 +45,9 @@ class LastCast(threading.local):
 
     The tensor is held weakly: its codes go when it does. Inside a dispatch mode (selective
     checkpointing is one) they serve that mode only, so that a block calls the same ops when it is
-    recomputed. What was cast outside of a CUDA graph does not serve inside, where a replay would
-    not cast it again; and inside, leaves are always cast: replays find new values in them.
+    recomputed, and codes that were made on a CUDA stream serve that stream only. What was cast
+    outside of a CUDA graph does not serve inside, where a replay would not cast it again; and
+    inside, leaves are always cast: replays find new values in them.
     """
 
     def __init__(self) -> None:
@@ -56,10 +58,19 @@ class LastCast(threading.local):
         if x.is_inference():  # has no version
             return cast(x_RC, dtype, plan, outputs)
         last = self.last
-        capturing = x.is_cuda and _is_capturing()
+        capturing, stream = False, 0
+        if x.is_cuda:  # another stream does not wait for the codes
+            capturing, stream = _is_capturing(), _stream_of(x.get_device())
         mode = _get_current_dispatch_mode()
         leaf = x.grad_fn is None
-        key: tuple[Any, ...] = (x._version, dtype, plan.scaling, plan.power_of_two, capturing)
+        key: tuple[Any, ...] = (
+            x._version,
+            dtype,
+            plan.scaling,
+            plan.power_of_two,
+            capturing,
+            stream,
+        )
         if x._is_view() and x._base is not None:  # views of one tensor that look alike are one
             key += (x.shape, x.stride(), x.storage_offset(), x.dtype)
             x = x._base
@@ -126,7 +137,8 @@ class WeightCodes:
         count_steps()
         if w_NK.is_inference() or (w_NK.is_cuda and _is_capturing()):  # a replay casts again
             return cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
-        key = (w_NK._version, w_NK.data_ptr(), WeightCodes.steps, plan)
+        stream = _stream_of(w_NK.get_device()) if w_NK.is_cuda else 0
+        key = (w_NK._version, w_NK.data_ptr(), WeightCodes.steps, plan, stream)
         if (
             self._codes is None
             or self._key != key

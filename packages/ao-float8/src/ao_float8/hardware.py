@@ -13,7 +13,7 @@ def refusal(scaling: str, device: torch.device) -> str | None:
     if device.type == "meta":
         return None
     if device.type != "cuda":
-        return f"{device.type} devices have no fast products of codes"
+        return _no_products(device)
     if torch.version.hip:
         return "AMD GPUs are not supported"
     major, minor = torch.cuda.get_device_capability(device)
@@ -27,11 +27,18 @@ def refusal(scaling: str, device: torch.device) -> str | None:
     )
 
 
+def _no_products(device: torch.device) -> str:
+    return f"{device.type} devices have no fast products of codes"
+
+
 def check_device(scaling: str, device: torch.device, *, emulate: bool) -> None:
     """RuntimeError where training in float8 can only be emulated, unless that is asked for."""
     if emulate:
         return
-    reason = refusal(scaling, device)
+    if torch.compiler.is_compiling():  # which cannot look into a cache; conversion has asked a GPU
+        reason = None if device.type in ("cuda", "meta") else _no_products(device)
+    else:
+        reason = refusal(scaling, device)
     if reason:
         raise RuntimeError(
             f"float8 training: {reason}. Move the model to such a GPU before the forward pass, or, "

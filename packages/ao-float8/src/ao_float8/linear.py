@@ -39,7 +39,8 @@ def plan_of(config: Float8LinearConfig) -> Plan:
         grad_output_dtype=config.grad_output_dtype,
         power_of_two=config.round_scales_to_power_of_2,
         wgrad_is_exact=config.grad_weight_in_high_precision,
-        fast_accum=config.use_fast_accum,
+        # the library's product of blocks has no such mode
+        fast_accum=config.use_fast_accum and config.scaling != "blockwise",
         weight_cache=config.weight_cache,
         emulate=config.emulate,
     )

@@ -63,7 +63,8 @@ def judge(
     """What a layer (N, K) would gain with so many tokens on a device; on a CPU or the meta device,
     on the GPU that is there."""
     name = _gpu(device)
-    ratios = None if name is None else _table(name).get(_recipe(config))
+    recipe = _recipe(config)
+    ratios = None if name is None or recipe is None else _table(name).get(recipe)
     if ratios:
         ratio, source = _between(ratios, (tokens, N, K)), f"measured on {name}"
     else:
@@ -83,15 +84,15 @@ def _gpu(device: torch.device) -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def _recipe(config: Float8LinearConfig) -> str:
-    """The recipe whose times are those of a config: scaling and wgrad decide."""
+def _recipe(config: Float8LinearConfig) -> str | None:
+    """The recipe whose times are those of a config, if there is one: scaling and wgrad decide."""
     for name, recipe in RECIPES.items():
         if (recipe.scaling, recipe.grad_weight_in_high_precision) == (
             config.scaling,
             config.grad_weight_in_high_precision,
         ):
             return name
-    return config.scaling
+    return None
 
 
 @functools.cache

@@ -6,8 +6,8 @@ Each rank casts what it multiplies, with a scale of its own shard; sums of produ
 DTensor. Where sequence parallel gathers tokens, codes travel, half the bytes of bfloat16: of inputs
 in forward (`Float8ColwiseParallel`, `PrepareFloat8ModuleInput`), of gradients in backward
 (`Float8RowwiseParallel`). They have one scale, of the largest magnitude of all ranks. Sums that are
-scattered stay in high precision. Only tensorwise scaling gathers codes; with others, tensors are
-gathered as they are.
+scattered stay in high precision. Only tensorwise scaling gathers codes, and only without a
+compiler: it cannot follow a gradient that is codes. Else tensors are gathered as they are.
 """
 
 from typing import Any
@@ -24,6 +24,8 @@ from .cast_tensor import CastTensor
 from .fsdp import agreed_scale, largest_magnitude
 from .linear import Float8Linear, float8_linear
 from .operands import Plan
+
+is_compiling = torch.compiler.is_compiling
 
 __all__ = [
     "Float8ColwiseParallel",
@@ -62,7 +64,7 @@ def distributed_linear(layer: Float8Linear, x: Tensor) -> Tensor:
         return DTensor.from_local(y, mesh, [Shard(last)], run_check=False)
     if where == (Shard(1),) and given in ((Shard(-1),), (Shard(last),)) and isinstance(x, DTensor):
         y = float8_linear(x.to_local(), weight.to_local(), None, layer._plan)
-        if layer.__dict__.get("_gives_local"):
+        if layer.__dict__.get("_gives_local") and not is_compiling():
             return y
         whole = DTensor.from_local(y, mesh, [Partial()], run_check=False)
         return whole if bias is None else whole.redistribute(placements=[Replicate()]) + bias
@@ -171,7 +173,7 @@ class Float8ColwiseParallel(ColwiseParallel):
         if isinstance(x, CastTensor):  # by PrepareFloat8ModuleInput
             return x
         wanted = desired_input_layouts == (Replicate(),) and mod._plan.scaling == "tensorwise"
-        if wanted and _shards_tokens(input_layouts[0], x):
+        if wanted and not is_compiling() and _shards_tokens(input_layouts[0], x):
             return _gather_tokens(x, input_layouts[0], mod._plan, device_mesh)
         return ColwiseParallel._prepare_input_fn(
             input_layouts, desired_input_layouts, mod, inputs, device_mesh
@@ -255,6 +257,7 @@ class PrepareFloat8ModuleInput(PrepareModuleInput):
         if (
             plan is not None
             and plan.scaling == "tensorwise"
+            and not is_compiling()
             and isinstance(input, Tensor)
             and desired_layout == Replicate()
             and _shards_tokens(input_layout, input)
