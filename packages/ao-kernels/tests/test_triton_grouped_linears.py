@@ -26,6 +26,8 @@ from triton_contract import Interpreted
 from ao_core.testing.op_contract import Sample
 from ao_kernels.ops import float8_dynamic_grouped_linear, int8_dynamic_grouped_linear
 
+CASES = [Int4, Intx, Int8, Int8Dynamic, Float8, Float8Dynamic, Float8Int4]
+
 
 @pytest.mark.interpreted
 class TestInt4(Int4, Grouped, Interpreted):
@@ -132,9 +134,12 @@ class TestFloat8Int4OnGpu(Float8Int4, GroupedOnGpu):
 
 @pytest.mark.triton
 @pytest.mark.parametrize(
-    ("architecture", "kilobytes"), [*((each, 99) for each in ARCHITECTURES), (90, 227)]
+    ("case", "architecture", "kilobytes"),
+    [
+        *((case, architecture, 99) for case in CASES for architecture in ARCHITECTURES),
+        *((case, 90, 227) for case in (Int8Dynamic, Float8, Float8Int4)),
+    ],
 )
-@pytest.mark.parametrize("case", [Int4, Intx, Int8, Int8Dynamic, Float8, Float8Dynamic, Float8Int4])
 def test_compiles_for(
     case: Any, architecture: int, kilobytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +171,7 @@ def test_compiles_for(
         assert launch.shared_bytes <= kilobytes << 10, f"{launch.name} does not fit"
 
 
-@pytest.mark.parametrize("case", [Int4, Intx, Int8, Int8Dynamic, Float8, Float8Dynamic, Float8Int4])
+@pytest.mark.parametrize("case", CASES)
 def test_says_why_it_does_not_take_cpu_tensors(case: Any) -> None:
     found = case()
     reasons = found.op.why_not(*next(found.calls(torch.float32)).args)
