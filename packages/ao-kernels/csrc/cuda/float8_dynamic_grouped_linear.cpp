@@ -3,13 +3,14 @@
 
 namespace {
 
-// With more rows of an expert, on average, the library's product of float8 codes is faster, where it takes a call.
-constexpr int64_t kLibraryRows = 128;
+// With more rows of an expert, on average, the library's product of float8 codes is faster, where it takes a call and adds up in the matrix
+// units alone. H200, 1024 rows: 28672 x 4096 1951 us here and 1765 there, 4096 x 14336 991 and 1058.
+constexpr int64_t kLibraryRows = 128, kLibraryFeatures = 4096;
 
 bool is_for_library(const ao::GroupedArgs& a) {
   const ao::LinearArgs& one = a.one;
   const bool takes = one.x_dtype == ao::DType::bf16 && !one.bias && one.scale_stride == 1 && a.scale_bytes == 4 * one.N &&
-                     one.N % 16 == 0;
+                     one.N % 16 == 0 && one.K <= kLibraryFeatures;
   return takes && !ao::forced_tile && ao::rows_of_expert(a.experts) > kLibraryRows;
 }
 

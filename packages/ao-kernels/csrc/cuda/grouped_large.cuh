@@ -6,6 +6,25 @@
 
 namespace ao::large {
 
+// As LargeTile, for what LargeConsumer asks of it, but with a warpgroup that only fills the ring in CTAs of any size: to find the next tile is
+// its work, too.
+template <int CODES_, int BM_, int STAGES_, int CTAS_, int NS_>
+struct GroupedTile {
+  static constexpr int CODES = CODES_, CONSUMERS = 2, BM = BM_, STAGES = STAGES_, CTAS = CTAS_, NS = NS_;
+  // Registers a thread, moved from the producer's warpgroup to the consumers': 168 or 80 at launch.
+  static constexpr int kProducerRegisters = CTAS == 1 ? 40 : 24, kConsumerRegisters = CTAS == 1 ? 232 : 104;
+  static constexpr int kConsumerThreads = 128 * CONSUMERS, kThreads = kConsumerThreads + 128;
+  static constexpr int BN = 64 * CONSUMERS;
+  static constexpr int kCodes = BN * stage_code_bytes(CODES);
+  static constexpr int kHalfX = BM * 128;  // 64 input features of all tokens
+  static constexpr int kStage = kCodes + 2 * kHalfX;
+  static constexpr int kEpilogue = store_bytes(CONSUMERS, BM);
+  static constexpr int kPitch = BN + 4;
+  static constexpr int kRing = STAGES * kStage;
+  static constexpr int kShared = 1024 + kRing + kEpilogue + 16 * STAGES;
+  static_assert(kCodes % 1024 == 0 && kHalfX % 1024 == 0);
+};
+
 struct GroupedLaunch {
   CUtensorMap x_map, codes_map;  // (T, K) and (E N, bytes of a row)
   LargeArgs args;                // of expert 0; M = T
@@ -18,7 +37,7 @@ struct GroupedLaunch {
 };
 
 template <class Tile, bool ZERO>
-__global__ void __launch_bounds__(kLargeThreads, Tile::CTAS)
+__global__ void __launch_bounds__(Tile::kThreads, Tile::CTAS)
 grouped_weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap codes_map,
                           const __grid_constant__ LargeArgs given, const __grid_constant__ Experts experts, const int64_t scale_bytes,
                           const int64_t bias_bytes) {
@@ -33,7 +52,7 @@ grouped_weight_only_large(const __grid_constant__ CUtensorMap x_map, const __gri
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
       barrier_init(full + 8 * s, 1);
-      barrier_init(empty + 8 * s, 4 * kConsumers);
+      barrier_init(empty + 8 * s, 4 * Tile::CONSUMERS);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -44,9 +63,9 @@ grouped_weight_only_large(const __grid_constant__ CUtensorMap x_map, const __gri
   const int tiles_m = upto[experts.E], n_tiles = tiles_m * tiles_n;
   const int warpgroup = threadIdx.x / 128;
 
-  if (warpgroup == kConsumers) {
+  if (warpgroup == Tile::CONSUMERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Tile::kProducerRegisters));
-    if (threadIdx.x == 128 * kConsumers) {
+    if (threadIdx.x == Tile::kConsumerThreads) {
       int stage = 0, phase = 0;
       for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
         const TilePlace at = place_together(tile, tiles_m, tiles_n);
@@ -79,7 +98,7 @@ grouped_weight_only_large(const __grid_constant__ CUtensorMap x_map, const __gri
       const Rows rows = rows_of_tile(experts, Tile::BM, upto, at.m);
       const int n0 = at.n * Tile::BN;
       if (rows.expert == experts.E) {
-        clear_rows(given.y, 2, given.N, rows.first, min(rows.first + Tile::BM, rows.stop), n0, Tile::BN, threadIdx.x, 128 * kConsumers);
+        clear_rows(given.y, 2, given.N, rows.first, min(rows.first + Tile::BM, rows.stop), n0, Tile::BN, threadIdx.x, Tile::kConsumerThreads);
         continue;
       }
       a.M = rows.stop;
@@ -89,9 +108,9 @@ grouped_weight_only_large(const __grid_constant__ CUtensorMap x_map, const __gri
       consumer.weights.start_scales(n0, 0);
       int before = -1;
       for (int block = 0; block < n_blocks; ++block) {
-        consumer.weights.take_scales(n0, block);
+        consumer.weights.take_scales(block);
         barrier_wait(full + 8 * stage, phase);
-        const uint32_t codes = ring + stage * Tile::kStage, x = codes + Tile::kCodes;
+        const uint32_t codes = ring + stage * Tile::kStage, x = descriptor_start(codes + Tile::kCodes);
         consumer.weights.template unpack<0>(codes);
         consumer.template multiply<0>(x, block > 0);
         wgmma_wait<1>();
@@ -119,12 +138,12 @@ cudaError_t launch_grouped_tile(const GroupedLaunch& l) {
   if (const cudaError_t error = allow_shared_memory<kernel>(l.shared_bytes)) return error;
   const int64_t tiles = most_tiles(l.experts, Tile::BM) * ((l.args.N + Tile::BN - 1) / Tile::BN);
   const int64_t at_once = l.multiprocessors * Tile::CTAS;
-  Grid grid(static_cast<unsigned>(tiles < at_once ? tiles : at_once), kLargeThreads, shared, l.stream);
+  Grid grid(static_cast<unsigned>(tiles < at_once ? tiles : at_once), Tile::kThreads, shared, l.stream);
   if (l.early) grid.early();
   return grid.start(kernel, l.x_map, l.codes_map, l.args, l.experts, l.scale_bytes, l.bias_bytes);
 }
 
-// As of weight_only_large_launch.cuh.
+// They fill the shared memory of a multiprocessor (128 tokens or more), or half of it, but for the table of experts.
 constexpr int grouped_stages_of(int codes, int tokens) {
   if (codes == 4) return tokens == 32 ? 6 : tokens == 64 ? 4 : tokens == 128 ? 5 : 3;
   return tokens == 32 ? 4 : tokens == 64 ? 3 : tokens == 128 ? 4 : 2;
@@ -132,7 +151,7 @@ constexpr int grouped_stages_of(int codes, int tokens) {
 
 template <int CODES, int NS, bool ZERO, int BM>
 cudaError_t launch_grouped_sizes(const GroupedLaunch& l) {
-  return launch_grouped_tile<LargeTile<CODES, BM, grouped_stages_of(CODES, BM), 1, BM < 128 ? 2 : 1, NS>, ZERO>(l);
+  return launch_grouped_tile<GroupedTile<CODES, BM, grouped_stages_of(CODES, BM), BM < 128 ? 2 : 1, NS>, ZERO>(l);
 }
 
 template <int CODES, int NS, bool ZERO>

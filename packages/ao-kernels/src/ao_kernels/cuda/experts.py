@@ -13,9 +13,8 @@ from ao_kernels import _cuda
 from ao_kernels.cuda import weight
 
 MOST_EXPERTS = 1024  # kMostExperts in experts.h
-FEW_ROWS = 12  # few_rows in grouped_weight_only.cu
-FEW_ROWS_OF_BYTES = 8
-LIBRARY_ROWS = 128  # kLibraryRows in float8_dynamic_grouped_linear.cpp
+FEW_ROWS = 8  # few_rows in grouped_weight_only.cu
+FEW_ROWS_OF_BYTES = 3
 _MOST_BLOCKS = 65535
 _LAST = 2**31 - 257  # rows of all experts are counted in 32 bits
 _LONGEST = 32768  # kMostColumns in quantize_tokens.h
@@ -92,11 +91,9 @@ def _many_refusal(
     """group_size: None for a group that spans the row."""
     if group_size is None:
         return "zeros go with groups here, not with rows" if zero is not None else None
-    if codes.dtype == torch.int8:
-        return "groups of int8 codes are taken with few rows an expert only"
     if group_size % 128 and (codes.dtype != torch.uint8 or group_size not in (32, 64)):
         return f"{group_name} is {group_size}; it must be 128 * n or, of int4 codes, 32 or 64"
-    wanted = torch.bfloat16 if codes.dtype == torch.uint8 else torch.float32
+    wanted = torch.float32 if codes.dtype.is_floating_point else torch.bfloat16
     if scale.dtype != wanted:
         return f"scale has dtype {scale.dtype}; with many rows an expert it is {wanted}"
     return None

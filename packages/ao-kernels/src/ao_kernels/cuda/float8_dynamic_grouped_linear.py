@@ -7,8 +7,11 @@ from torch import Tensor
 
 from ao_kernels import _cuda
 from ao_kernels.cpu.weight import aligned
-from ao_kernels.cuda.experts import LIBRARY_ROWS, bytes_refusal, rows_of
+from ao_kernels.cuda.experts import bytes_refusal, rows_of
 from ao_kernels.ops.float8_dynamic_grouped_linear import float8_dynamic_grouped_linear
+
+_LIBRARY_ROWS = 128  # kLibraryRows in float8_dynamic_grouped_linear.cpp
+_LIBRARY_FEATURES = 4096
 
 
 def _supports(
@@ -33,17 +36,17 @@ def _supports(
     if activation != "row" or scale.shape[2] > 1 or 1 < block_n < codes.shape[1]:
         return "the CUDA kernel of experts takes scales of rows or, of weights, of tensors"
     rows = rows_of(x, codes)
-    if rows > LIBRARY_ROWS and _library_takes(x, codes, scale, bias):
+    if rows > _LIBRARY_ROWS and _library_takes(x, codes, scale, bias):
         return (
             f"an expert has {rows} rows, on average; torch._scaled_grouped_mm is taken for more "
-            f"than {LIBRARY_ROWS}"
+            f"than {_LIBRARY_ROWS}"
         )
     return None
 
 
 def _library_takes(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
     E, N = codes.shape[:2]
-    whole = scale.shape == (E, N, 1) and N % 16 == 0
+    whole = scale.shape == (E, N, 1) and N % 16 == 0 and x.shape[1] <= _LIBRARY_FEATURES
     return x.dtype == torch.bfloat16 and bias is None and whole
 
 

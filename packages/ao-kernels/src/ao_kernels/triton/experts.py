@@ -22,7 +22,9 @@ from ao_kernels.triton.grouped_product import Weight
 from ao_kernels.triton.quantize_rowwise import row_launch, row_refusal, static_launch
 
 _SHARING = 1024  # scales at a time
-LIBRARY_ROWS = 16  # of an expert, on average, above which the library multiplies float8 codes
+# Of an expert, on average, above which the library multiplies float8 codes. H200, 28672 x 4096:
+# with 16 rows 253 us here and 336 there, with 64 320 and 294.
+LIBRARY_ROWS = 32
 
 
 @triton.jit(do_not_specialize=["T"])
