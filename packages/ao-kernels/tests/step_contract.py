@@ -34,6 +34,10 @@ CASES = [
 ]
 
 
+# Those of them whose dtypes the CUDA kernels have not been compiled for.
+OTHER_PAIRS = [c for c in CASES if f16 in (c.dtype, c.grad_dtype) and c.dtype != c.grad_dtype]
+
+
 def name_of(options: Options) -> str:
     plain = Options()
     found = [f"{options.state_bits}-{options.block_size}"]

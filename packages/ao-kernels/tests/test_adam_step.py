@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from step_contract import Steps
+from step_contract import CASES, OTHER_PAIRS, Steps, name_of
 from step_samples import Options, adam_arguments, assert_same_state, copied
 
 from ao_kernels import cpu
@@ -51,6 +51,16 @@ class TestCuda(Steps):
     backend = "cuda"
     device = "cuda"
     ulps = 4.0
+
+    @pytest.mark.parametrize("options", [c for c in CASES if c not in OTHER_PAIRS], ids=name_of)
+    def test_steps(self, options: Options) -> None:
+        self.check(self.arguments(options))
+
+    @pytest.mark.parametrize("options", OTHER_PAIRS, ids=name_of)
+    def test_other_pairs_of_dtypes_go_to_triton(self, options: Options) -> None:
+        args = copied(adam_arguments(options), "cuda")
+        assert adam_step.choice(*args).kernel == "triton"
+        assert "the CUDA kernels take" in adam_step.why_not(*args)["cuda"]
 
     def test_more_parameters_than_a_launch_takes(self) -> None:
         self.check(adam_arguments(Options(shapes=((300,),) * 501)))

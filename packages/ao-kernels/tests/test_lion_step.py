@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from step_contract import Steps
+from step_contract import CASES, OTHER_PAIRS, Steps, name_of
 from step_samples import Options, assert_same_state, copied, lion_arguments
 
 from ao_kernels import cpu
@@ -51,6 +51,10 @@ class TestTriton(Lion):
 class TestCuda(Lion):
     backend = "cuda"
     device = "cuda"
+
+    @pytest.mark.parametrize("options", [c for c in CASES if c not in OTHER_PAIRS], ids=name_of)
+    def test_steps(self, options: Options) -> None:
+        self.check(self.arguments(options))
 
 
 def test_the_sign_moves_and_decay_shrinks() -> None:

@@ -25,6 +25,7 @@ class TestOnGpu(Steps):
     device = "cuda"
     ulps = 4.0  # of the approximate root and quotient
 
+    @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
     def test_the_host_does_not_wait(self) -> None:
         """Not even for hyperparameters on the device."""
         shapes = ((300, 256), (77,))

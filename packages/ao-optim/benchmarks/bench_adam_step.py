@@ -152,10 +152,10 @@ def measured(
         peaks[name] = peak[0]
     calls: dict[str, Callable[[], Any]] = {n: o.step for n, o in optimizers.items()}
     size = 1 << (29 if device == "cuda" and not wall else 26)
-    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    calls["copy"] = lambda: target.copy_(source.view(torch.uint8))
+    source, target = (torch.zeros(size // 4, device=device) for _ in range(2))
+    calls["copy"] = lambda: target.copy_(source)
     if device == "cuda":  # a kernel's copy: that of the copy engine is slower
-        calls["copy"] = lambda: torch.add(source, 0, out=target)
+        calls["copy"] = lambda: torch.add(source, 1.0, out=target)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names, order = list(calls), random.Random(0)
     start = time.perf_counter()
@@ -175,7 +175,8 @@ def measured(
         width = torch.finfo(dtype).bits // 8
         kind = name.split()[1]
         state = {"fused": 2 * width}.get(kind, STATE_BYTES.get(kind, 0.0))
-        limit = numel * (3 * width + 2 * state) / rate / 1e9
+        # A copy on a CPU reads what it writes, too: its rate is no limit there.
+        limit = numel * (3 * width + 2 * state) / rate / 1e9 if device == "cuda" else None
         rows.append(
             {
                 "side": name,
@@ -187,7 +188,7 @@ def measured(
                 "first_s": firsts[name],
                 "peak_share": peaks[name] / (numel * state) if state else None,
                 "limit_ms": limit,
-                "share": limit / median[name],
+                "share": limit and limit / median[name],
                 "copy_tbps": rate,
             }
         )
@@ -207,8 +208,8 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
                     "x torch fused": f"{row['against_torch_fused']:.3f}",
                     "first step, s": f"{row['first_s']:.2f}",
                     "peak / state": f"{row['peak_share'] or 0:.4f}",
-                    "limit, ms": f"{row['limit_ms']:.3f}",
-                    "share": f"{row['share']:.2f}",
+                    "limit, ms": f"{row['limit_ms']:.3f}" if row["limit_ms"] else "",
+                    "share": f"{row['share']:.2f}" if row["share"] else "",
                 }
                 for row in rows
             ]
@@ -238,7 +239,7 @@ def sweep(device: str, seconds: float) -> None:
             print(
                 f"{kind} warps {shape[0]} tile {shape[1]} tiles {shape[2]:2d}: "
                 f"{row['ms'][0]:.3f} ms, {row['against_torch_fused']:.3f} x fused, "
-                f"share {row['share']:.2f}",
+                f"share {row['share'] or 0:.2f}",
                 flush=True,
             )
 
@@ -248,6 +249,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each table")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--sets", default="large,small", help="of a GPU: large,small")
     parser.add_argument("--stochastic", action="store_true", help="one more side")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
@@ -265,6 +267,8 @@ def main() -> None:
             "large": (LARGE, torch.bfloat16, False),
             "small, with the host's time": (SMALL, torch.bfloat16, True),
         }
+        chosen = options.sets.split(",")
+        tables = {title: table for title, table in tables.items() if title.split(",")[0] in chosen}
     for title, (shapes, dtype, wall) in tables.items():
         rows = measured(shapes, makers, options.device, dtype, wall=wall, seconds=options.seconds)
         show(title, rows)

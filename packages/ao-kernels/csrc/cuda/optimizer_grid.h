@@ -6,9 +6,10 @@
 
 namespace ao {
 
-constexpr int kStepThreads = 256;
-constexpr int kStepTile = 8 * kStepThreads;  // elements of a block of threads at a time
-constexpr int kStepTiles = 4;
+// A block of threads is one warp: whatever it decides, all of its threads do.
+constexpr int kStepThreads = 32;
+constexpr int kStepTile = 8 * kStepThreads;  // elements at a time
+constexpr int kStepTiles = 8;
 constexpr int64_t kStepChunk = int64_t{kStepTile} * kStepTiles;
 constexpr int kMostStepTensors = 240;  // of one launch: its parameters take up to 32764 bytes
 

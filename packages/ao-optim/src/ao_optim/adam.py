@@ -100,7 +100,7 @@ class AdamW(QuantizedAdam):
 
 
 class AdamW8bit(QuantizedAdam):
-    """AdamW with state in 8 bits of dynamic maps, 2 bytes a parameter and 8 a block."""
+    """AdamW with state in 8 bits, 2 bytes a parameter and 8 a block."""
 
     kind_bits = 8
 
@@ -118,7 +118,7 @@ class AdamWFp8(QuantizedAdam):
 
 
 class Adam8bit(QuantizedAdam):
-    """Adam with state in 8 bits of dynamic maps, 2 bytes a parameter and 8 a block."""
+    """Adam with state in 8 bits, 2 bytes a parameter and 8 a block."""
 
     kind_bits = 8
     decoupled = False

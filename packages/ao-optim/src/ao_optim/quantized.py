@@ -26,7 +26,7 @@ class QuantizedOptimizer(Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, {**defaults, "optimizer": type(self).__name__})
-        self._known: dict[Tensor, Known] = {}
+        self._known: dict[int, Known] = {}
 
     def _advance(self, steps: list[Step]) -> None:
         """Change parameters and records, whose steps are counted already."""

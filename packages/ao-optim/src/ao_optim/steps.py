@@ -4,6 +4,7 @@ that have the same dtypes, device and format.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -38,16 +39,18 @@ class Step(NamedTuple):
 class Known(NamedTuple):
     """A record that was found to fit the options of its group, and these."""
 
+    parameter: Tensor
     record: Record
     options: tuple[Any, ...]
     layout: Layout
 
 
-def gathered(optimizer: Optimizer, known: dict[Tensor, Known]) -> list[Step]:
+def gathered(optimizer: Optimizer, known: dict[int, Known]) -> list[Step]:
     """What a step is about: the parameters that have gradients. Their steps are counted.
 
-    known: of each parameter the last record that was checked. Raises NotImplementedError for sparse
-    gradients and ValueError for state that does not fit, before anything changes.
+    known: of each parameter, by its id, the last record that was checked. Raises
+    NotImplementedError for sparse gradients and ValueError for state that does not fit, before
+    anything changes; RuntimeError while a CUDA graph is captured.
     """
     name = type(optimizer).__name__
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
@@ -68,8 +71,13 @@ def gathered(optimizer: Optimizer, known: dict[Tensor, Known]) -> list[Step]:
                     f"{name} takes dense gradients, got {grad.layout}; "
                     "build the embedding with sparse=False, or use torch.optim.SparseAdam for it"
                 )
-            record, last = optimizer.state.get(parameter), known.get(parameter)
-            if last is None or last.record is not record or last.options != options:
+            record, last = optimizer.state.get(parameter), known.get(id(parameter))
+            if (
+                last is None
+                or last.record is not record
+                or last.parameter is not parameter
+                or last.options != options
+            ):
                 layout = layout_for(optimizer, parameter, group)
                 if record and (problem := mismatch(record, layout)):
                     raise ValueError(
@@ -77,17 +85,20 @@ def gathered(optimizer: Optimizer, known: dict[Tensor, Known]) -> list[Step]:
                         "amsgrad cannot change after the first step: build a new optimizer and "
                         "give it full_state_dict() of this one, by load_full_state_dict()"
                     )
-                last = Known(record or {}, options, layout)
+                last = Known(parameter, record or {}, options, layout)
             found.append((place, parameter, grad, group, last))
     steps = []
+    distributed = "torch.distributed.tensor" in sys.modules  # else nothing is a DTensor
     for place, parameter, grad, group, last in found:
-        p, record = local_part(parameter), last.record
+        record = last.record
+        p, g = parameter, grad
+        if distributed:
+            p, g = local_part(parameter), local_part_as(grad, parameter)
         if not record:
             record = optimizer.state[parameter]
             record.update(new_record(last.layout, p.device))
             last = last._replace(record=record)
-        known[parameter] = last
-        g = local_part_as(grad, parameter)
+        known[id(parameter)] = last
         steps.append(Step(place, parameter, p, g, group, last.layout, record))
     if steps:
         torch._foreach_add_([step.record["step"] for step in steps], 1)
