@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import torch
@@ -31,6 +32,7 @@ def check_steps() -> None:
     check_full_state()
     check_fsdp()
     check_offload()
+    check_replicated()
 
 
 def sharded(x: Tensor, dim: int = 0) -> nn.Parameter:
@@ -129,6 +131,14 @@ def check_fsdp() -> None:
         models.append(model)
     for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
         torch.testing.assert_close(ours.full_tensor(), theirs.detach(), rtol=1e-3, atol=1e-3)
+
+
+def check_replicated() -> None:
+    """Hooks come before DistributedDataParallel's average, which is said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CPUOffloadOptimizer([nn.Parameter(values(4, 4))], AdamW8bit, offload_gradients=True)
+    assert any("DistributedDataParallel" in str(each.message) for each in caught)
 
 
 def check_offload() -> None:

@@ -303,8 +303,10 @@ def test_what_is_refused() -> None:
         with pytest.raises(error, match=words):
             build()
     optimizer = CPUOffloadOptimizer(net.parameters(), AdamW8bit)
+    fresh = nn.Parameter(values(8, 8))
     with pytest.raises(ValueError, match="twice"):
-        optimizer.add_param_group({"params": [net[0].weight]})
+        optimizer.add_param_group({"params": [fresh, net[0].weight]})
+    optimizer.add_param_group({"params": [fresh]})  # nothing of the failure is left
     for kind in OFFLOAD:
         with pytest.raises(TypeError, match="save its state_dict"):
             copy.deepcopy(kind(net.parameters(), AdamW8bit))

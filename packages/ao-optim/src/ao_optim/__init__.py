@@ -1,9 +1,10 @@
-"""ao-optim: Adam and AdamW with low-bit state, and stochastic rounding of bfloat16 weights.
+"""ao-optim: optimizers with low-bit state or state in the CPU's memory, and stochastic rounding of
+bfloat16 weights.
 
     from ao_optim import AdamW8bit
     optimizer = AdamW8bit(model.parameters(), lr=1e-3)
 
-Everything is plain torch; the state is plain tensors.
+The state is plain tensors; steps run in kernels of ao-kernels where there are some.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -3,6 +3,7 @@ that take a gradient when backward has computed it."""
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from .sharding import is_sharded
 
 __all__ = ["as_groups", "check_dense", "check_optimizer_class", "hook_gradients"]
 
@@ -57,7 +60,19 @@ def hook_gradients(
     parameter: Tensor, optimizer: Taker, receive: Callable[[Taker, Tensor], None]
 ) -> Any:
     """Call receive(optimizer, parameter) when backward has computed the parameter's gradient, as
-    long as the optimizer lives and none that was built later takes it. Gives the hook's handle."""
+    long as the optimizer lives and none that was built later takes it. Gives the hook's handle.
+
+    Warns where parameters are replicated over processes: DistributedDataParallel averages gradients
+    after this hook, which takes those of its own rank then.
+    """
+    dist = torch.distributed
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if several and not is_sharded(parameter):
+        warnings.warn(
+            "offload optimizers take gradients before DistributedDataParallel averages them: "
+            "under it, leave offload_gradients and step_in_backward out",
+            stacklevel=2,
+        )
     me = weakref.ref(optimizer)  # parameters outlive optimizers
     _takers[parameter] = me
 

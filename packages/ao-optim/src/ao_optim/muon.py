@@ -15,27 +15,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from ao_core.moments import FORMATS, StateBits
+from ao_core.moments import StateBits
+from ao_core.rounding import random_bits, round_to_bfloat16
 
-from .loading import checked_state, own_state
-from .record import Layout, layout_of, mismatch, new_record, read_moment, write_moment
-from .rounding import random_bits, round_to_bfloat16
-from .sharding import element_index, is_sharded, local_part, local_part_as, whole_like
+from .quantized import Number, QuantizedOptimizer
+from .record import Layout, layout_of, read_moment, write_moment
+from .sharding import element_index, is_sharded, local_part_as, whole_like
+from .steps import Step
 
 __all__ = ["Muon", "orthogonalized"]
 
-Number = float | Tensor
 ADJUSTMENTS = (None, "original", "match_rms_adamw")
 
 
-class Muon(Optimizer):
+class Muon(QuantizedOptimizer):
     """Muon with 8-bit momentum: 1 byte a parameter and 4 a block of 256.
 
     It is for the matrices of hidden layers. Embeddings, heads, norms and biases go to an optimizer
@@ -92,76 +91,52 @@ class Muon(Optimizer):
             "block_size": block_size,
             "bf16_stochastic_round": bf16_stochastic_round,
             "seed": seed,
-            "optimizer": type(self).__name__,
         }
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as torch.optim does; options that it does not name are the optimizer's."""
-        group = dict(param_group)
-        options = {**self.defaults, **group}
-        if options["block_size"] is None:
-            row = FORMATS.get(options["state_bits"], FORMATS[8])
-            group["block_size"] = options["block_size"] = row.block_size
-        _check_options(options)
-        params = group["params"]
+        params = param_group["params"]
         if not isinstance(params, set):  # which torch.optim refuses: it has no order
-            group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        for entry in group["params"]:
-            name, parameter = entry if isinstance(entry, tuple) else ("a parameter", entry)
-            if isinstance(parameter, Tensor):
-                _check_parameter(name, parameter)
-        super().add_param_group(group)
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; returns what the closure returns.
-
-        Nothing is changed if a gradient is sparse (NotImplementedError) or the state does not fit
-        the options of its group any more (ValueError). One NaN or inf in a gradient makes its
-        whole matrix NaN, as in torch.optim.Muon. Ranks that share DTensors call this together.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        work, place = [], -1
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                place += 1
-                grad = parameter.grad
-                if grad is None:
-                    continue
-                if grad.layout != torch.strided:
-                    raise NotImplementedError(f"Muon takes dense gradients, got {grad.layout}")
-                layout, record = self._layout_of(parameter, group), self.state.get(parameter)
-                if record and (problem := mismatch(record, layout)):
+            params = [params] if isinstance(params, Tensor) else list(params)
+            for entry in params:
+                name, parameter = entry if isinstance(entry, tuple) else ("a parameter", entry)
+                if isinstance(parameter, Tensor) and parameter.ndim < 2:
                     raise ValueError(
-                        f"the state of parameter {place} {problem}. state_bits and block_size "
-                        "cannot change after the first step: build a new optimizer"
+                        f"Muon takes matrices, {name} has shape {tuple(parameter.shape)}: give "
+                        "norms, biases, embeddings and heads to an optimizer of their own, such "
+                        "as AdamW8bit"
                     )
-                work.append((place, parameter, group, layout))
-        for place, parameter, group, layout in work:
-            self._update(place, parameter, group, layout)
-        return loss
+        super().add_param_group({**param_group, "params": params})
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        if not 0 <= options["momentum"] < 1:
+            raise ValueError(f"momentum is in [0, 1), got {options['momentum']}")
+        if len(options["ns_coefficients"]) != 3:
+            raise ValueError(f"ns_coefficients are three numbers, got {options['ns_coefficients']}")
+        if not 0 <= options["ns_steps"] < 100:
+            raise ValueError(f"ns_steps is less than 100, got {options['ns_steps']}")
+        if options["adjust_lr_fn"] not in ADJUSTMENTS:
+            raise ValueError(
+                "adjust_lr_fn is None, 'original' or 'match_rms_adamw', got "
+                f"{options['adjust_lr_fn']!r}"
+            )
 
     def _layout_of(self, parameter: Tensor, group: Mapping[str, Any]) -> Layout:
         layout = layout_of(parameter, {**group, "amsgrad": False})
         return dataclasses.replace(layout, moments=("momentum_buffer",))
 
-    def _update(self, place: int, parameter: Tensor, group: dict[str, Any], layout: Layout) -> None:
-        p, g = local_part(parameter), local_part_as(parameter.grad, parameter).to(layout.dtype)
-        record = self.state[parameter]
-        if not record:
-            record.update(new_record(layout, p.device))
-        record["step"] += 1
+    def _advance(self, steps: list[Step]) -> None:
+        """One NaN or inf in a gradient makes its whole matrix NaN, as in torch.optim.Muon. Ranks
+        that share DTensors call this together."""
+        for step in steps:
+            self._advance_one(step)
+
+    def _advance_one(self, step: Step) -> None:
+        place, parameter, p, g, group, layout, record = step
         m, momentum = read_moment(record, "momentum_buffer", layout), group["momentum"]
+        g = g.to(layout.dtype)
         m.lerp_(g, 1 - momentum)
         u = g.lerp(m, momentum) if group["nesterov"] else m
         write_moment(record, "momentum_buffer", m, layout)
@@ -177,28 +152,10 @@ class Muon(Optimizer):
         new = p.to(layout.dtype) * (1 - lr * group["weight_decay"])
         new.add_(x, alpha=-lr * _adjustment(group["adjust_lr_fn"], parameter.shape))
         if group["bf16_stochastic_round"] and p.dtype == torch.bfloat16:
-            index, step = element_index(parameter), int(record["step"])
-            bits = random_bits(index, seed=group["seed"], stream=place, step=step)
+            index, count = element_index(parameter), int(record["step"])
+            bits = random_bits(index, seed=group["seed"], stream=place, step=count)
             new = round_to_bfloat16(new, bits)
         p.copy_(new)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Options and state, to continue bit for bit; of DTensor parameters it holds DTensors."""
-        return own_state(self, super().state_dict)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave; all is checked before anything is changed, and ValueError
-        says what does not fit."""
-        state_dict = state_dict.copy()
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = pre_hook(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        state = checked_state(self, state_dict)
-        for group in state["param_groups"]:
-            _check_options(group)
-        self.__setstate__(state)
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
 
 
 def orthogonalized(
@@ -227,40 +184,3 @@ def _adjustment(kind: str | None, shape: torch.Size) -> float:
     if kind == "match_rms_adamw":
         return 0.2 * math.sqrt(max(N, K))
     return math.sqrt(max(1, N / K))
-
-
-def _check_parameter(name: str, parameter: Tensor) -> None:
-    if not parameter.dtype.is_floating_point:
-        raise TypeError(f"Muon: {name} has {parameter.dtype}; it takes floating point parameters")
-    if parameter.ndim < 2:
-        raise ValueError(
-            f"Muon takes matrices, {name} has shape {tuple(parameter.shape)}: give norms, biases, "
-            "embeddings and heads to an optimizer of their own, such as AdamW8bit"
-        )
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    for name in ("lr", "eps", "weight_decay"):
-        if isinstance(options[name], Tensor) and options[name].numel() != 1:
-            shape = tuple(options[name].shape)
-            raise ValueError(f"{name} as a tensor has one element, got shape {shape}")
-        if not options[name] >= 0:
-            raise ValueError(f"{name} is 0 or more, got {options[name]}")
-    if not 0 <= options["momentum"] < 1:
-        raise ValueError(f"momentum is in [0, 1), got {options['momentum']}")
-    if len(options["ns_coefficients"]) != 3:
-        raise ValueError(f"ns_coefficients are three numbers, got {options['ns_coefficients']}")
-    if not 0 <= options["ns_steps"] < 100:
-        raise ValueError(f"ns_steps is less than 100, got {options['ns_steps']}")
-    if options["adjust_lr_fn"] not in ADJUSTMENTS:
-        raise ValueError(
-            f"adjust_lr_fn is None, 'original' or 'match_rms_adamw', got "
-            f"{options['adjust_lr_fn']!r}"
-        )
-    bits, block_size, seed = options["state_bits"], options["block_size"], options["seed"]
-    if isinstance(bits, bool) or (bits != 32 and bits not in FORMATS):
-        raise ValueError(f"state_bits is 8, 4, 'fp8' or 32, got {bits!r}")
-    if not isinstance(block_size, int) or block_size < 8 or block_size % 8:
-        raise ValueError(f"block_size is a multiple of 8, got {block_size!r}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is a number in [0, 2**63), got {seed!r}")

@@ -55,7 +55,8 @@ class CPUOffloadOptimizer(Optimizer):
             torch.optim but LBFGS do. It is called for some parameters at a time.
         offload_gradients: move each gradient to the CPU as soon as backward has computed it, and
             free it on the device. Gradients of several backward passes are added up.
-            `parameter.grad` is None then: clip with `optimizer.clip_grad_norm_`.
+            `parameter.grad` is None then: clip with `optimizer.clip_grad_norm_`. Not under
+            DistributedDataParallel, which averages gradients only later.
             False: gradients stay on the device until `step`, for GradScaler and others that read
             or change them.
         options: arguments of the base optimizer, such as lr, and fused=True for torch.optim.AdamW.
@@ -141,12 +142,12 @@ class CPUOffloadOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to this and to the base optimizer, as torch.optim does."""
         if len(self.param_groups) == len(self.base.param_groups):  # not from __init__
-            group, host = self._host_group(param_group)
-            known = set(self._lanes) - set(group["params"])
+            before = set(self._lanes)
             try:
+                group, host = self._host_group(param_group)
                 self.base.add_param_group(host)
             except BaseException:
-                for parameter in set(self._lanes) - known:
+                for parameter in set(self._lanes) - before:
                     lane = self._lanes.pop(parameter)
                     if lane.hook is not None:
                         lane.hook.remove()

@@ -43,7 +43,7 @@ class QuantizedOptimizer(Optimizer):
         if options["block_size"] is None:
             row = FORMATS.get(options["state_bits"], FORMATS[8])
             group["block_size"] = options["block_size"] = row.block_size
-        _check_options(options)
+        self._check_options(options)
         params = group["params"]
         if not isinstance(params, set):  # which torch.optim refuses: it has no order
             group["params"] = [params] if isinstance(params, Tensor) else list(params)
@@ -101,27 +101,27 @@ class QuantizedOptimizer(Optimizer):
                 state_dict = changed
         state = checked(self, state_dict)
         for group in state["param_groups"]:
-            _check_options(group)
+            self._check_options(group)
         self.__setstate__(state)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-
-def _check_options(options: dict[str, Any]) -> None:
-    betas, bits, block_size = options["betas"], options["state_bits"], options["block_size"]
-    for name in ("lr", "eps", "weight_decay"):
-        if name not in options:
-            continue
-        if isinstance(options[name], Tensor) and options[name].numel() != 1:
-            shape = tuple(options[name].shape)
-            raise ValueError(f"{name} as a tensor has one element, got shape {shape}")
-        if not options[name] >= 0:
-            raise ValueError(f"{name} is 0 or more, got {options[name]}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas are two numbers in [0, 1), got {betas}")
-    if isinstance(bits, bool) or (bits != 32 and bits not in FORMATS):
-        raise ValueError(f"state_bits is 8, 4, 'fp8' or 32, got {bits!r}")
-    if not isinstance(block_size, int) or block_size < 8 or block_size % 8:
-        raise ValueError(f"block_size is a multiple of 8, got {block_size!r}")
-    if not isinstance(options["seed"], int) or not 0 <= options["seed"] < 2**63:
-        raise ValueError(f"seed is a number in [0, 2**63), got {options['seed']!r}")
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """ValueError if options of a group are out of range."""
+        bits, block_size, betas = options["state_bits"], options["block_size"], options.get("betas")
+        for name in ("lr", "eps", "weight_decay"):
+            if name not in options:
+                continue
+            if isinstance(options[name], Tensor) and options[name].numel() != 1:
+                shape = tuple(options[name].shape)
+                raise ValueError(f"{name} as a tensor has one element, got shape {shape}")
+            if not options[name] >= 0:
+                raise ValueError(f"{name} is 0 or more, got {options[name]}")
+        if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+            raise ValueError(f"betas are two numbers in [0, 1), got {betas}")
+        if isinstance(bits, bool) or (bits != 32 and bits not in FORMATS):
+            raise ValueError(f"state_bits is 8, 4, 'fp8' or 32, got {bits!r}")
+        if not isinstance(block_size, int) or block_size < 8 or block_size % 8:
+            raise ValueError(f"block_size is a multiple of 8, got {block_size!r}")
+        if not isinstance(options["seed"], int) or not 0 <= options["seed"] < 2**63:
+            raise ValueError(f"seed is a number in [0, 2**63), got {options['seed']!r}")

@@ -56,7 +56,8 @@ class StateOffloadOptimizer(Optimizer):
         step_in_backward: update parameters as backward computes their gradients, which are freed
             at once; `parameter.grad` is None then. `step` updates the last ones. There is one
             backward a step and no clipping, and options of the groups change only between `step`
-            and backward; else RuntimeError.
+            and backward; else RuntimeError. Not under DistributedDataParallel, which averages
+            gradients only later.
             False: `step` updates all, and gradients stay on the device.
         options: arguments of the base optimizer, such as lr.
 
