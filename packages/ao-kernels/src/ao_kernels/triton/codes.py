@@ -105,16 +105,18 @@ def codes_of(
     FUSED: tl.constexpr,
     NATIVE: tl.constexpr,
     SHORT: tl.constexpr = False,
+    inverse=None,
 ):
     """Codes of values by their scale, of a shape that broadcasts.
 
     GIVEN: any scale; else that of the largest value, so that no quotient passes the largest code by
-    more than its rounding. SHORT: values are of 16 bits, bfloat16 or float16.
+    more than its rounding. SHORT: values are of 16 bits, bfloat16 or float16. inverse:
+    :func:`inverse_of` the step, where it is known.
     """
     if MANTISSA == 0:
-        codes = _int8_codes(value, step, GIVEN)
+        codes = _int8_codes(value, step, GIVEN, inverse)
     else:
-        quotient = _quotient(value, step, FUSED and not GIVEN, SHORT)
+        quotient = _quotient(value, step, FUSED and not GIVEN, SHORT, inverse)
         codes = float8_codes(quotient, MANTISSA, BIAS, NATIVE)
     return codes
 
@@ -130,8 +132,10 @@ def float8_codes(value, MANTISSA: tl.constexpr, BIAS: tl.constexpr, NATIVE: tl.c
 
 
 @triton.jit
-def _int8_codes(value, step, GIVEN: tl.constexpr):
-    product = value * tl.div_rn(1.0, step)
+def _int8_codes(value, step, GIVEN: tl.constexpr, inverse):
+    if inverse is None:
+        inverse = inverse_of(step, 0)
+    product = value * inverse
     if GIVEN:
         product = tl.where(product == product, product, 0.0)
         product = tl.minimum(tl.maximum(product, -127.0), 127.0)
@@ -141,7 +145,22 @@ def _int8_codes(value, step, GIVEN: tl.constexpr):
 
 
 @triton.jit
-def _quotient(value, step, FUSED: tl.constexpr, SHORT: tl.constexpr):
+def _lift(step):
+    return tl.where(step < _SMALL, _LIFT, 1.0)
+
+
+@triton.jit
+def inverse_of(step, MANTISSA: tl.constexpr):
+    """1 / step as :func:`codes_of` uses it: for float8, small steps are lifted."""
+    if MANTISSA == 0:
+        inverse = tl.div_rn(1.0, step)
+    else:
+        inverse = tl.div_rn(1.0, step * _lift(step))
+    return inverse
+
+
+@triton.jit
+def _quotient(value, step, FUSED: tl.constexpr, SHORT: tl.constexpr, inverse):
     """value / step, rounded once.
 
     FUSED: for a step of at least FLT_MIN and quotients below 2**17, by two corrections of the
@@ -155,9 +174,10 @@ def _quotient(value, step, FUSED: tl.constexpr, SHORT: tl.constexpr):
     codes are the same (test_short_quotients).
     """
     if FUSED:
-        lift = tl.where(step < _SMALL, _LIFT, 1.0)
+        lift = _lift(step)
         divisor = step * lift
-        inverse = tl.div_rn(1.0, divisor)
+        if inverse is None:
+            inverse = tl.div_rn(1.0, divisor)
         value = value * lift
         divisor, value = tl.broadcast(divisor, value)
         inverse, value = tl.broadcast(inverse, value)

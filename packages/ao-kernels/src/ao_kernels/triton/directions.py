@@ -117,14 +117,30 @@ def store_words(
 
 
 @triton.jit
-def _row_step(value, scale, m, tile_k, rows, KNOWN: tl.constexpr, HIGH: tl.constexpr, POWER):
-    """Scales of rows m: those that are known, or of their blocks in this tile, which are stored."""
-    if KNOWN:
-        step = tl.load(scale + m, mask=m < rows, other=1.0)
-    else:
-        step = codes.scale_of(tl.max(codes.magnitude(value), 1), HIGH, POWER)
-        tl.store(scale + tile_k.to(tl.int64) * rows + m, step, mask=m < rows)
+def _row_step(value, scale, m, tile_k, rows, HIGH: tl.constexpr, POWER: tl.constexpr):
+    """Scales of the blocks of rows m in this tile, which are stored."""
+    step = codes.scale_of(tl.max(codes.magnitude(value), 1), HIGH, POWER)
+    tl.store(scale + tile_k.to(tl.int64) * rows + m, step, mask=m < rows)
     return step[:, None]
+
+
+@triton.jit
+def _known_codes(
+    value,
+    scale,
+    inverse,
+    m,
+    rows,
+    MANTISSA: tl.constexpr,
+    BIAS: tl.constexpr,
+    FUSED: tl.constexpr,
+    NATIVE: tl.constexpr,
+    SHORT: tl.constexpr,
+):
+    """Codes of rows m, whose scales are there."""
+    step = tl.load(scale + m, mask=m < rows, other=1.0)[:, None]
+    known = tl.load(inverse + m, mask=m < rows, other=1.0)[:, None]
+    return codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
 
 
 @triton.jit
@@ -146,7 +162,7 @@ def _quantize_tiles(
     scale,
     codes_KM,
     scale_t,
-    peaks,
+    peaks,  # of a tensor; of vectors, the inverses of their scales
     given,
     M,
     K,
@@ -180,6 +196,8 @@ def _quantize_tiles(
     if KIND == _VECTORS:
         scale += matrix * rows
         scale_t += matrix * columns
+        inverse_t = peaks + tl.num_programs(1).to(tl.int64) * rows + matrix * columns
+        inverse = peaks + matrix * rows
 
     word = tile_m * (BLOCK_M // 4) + tl.arange(0, BLOCK_M // 4)
     m = word * 4
@@ -207,14 +225,18 @@ def _quantize_tiles(
         if KIND == _TENSOR and tile == 0:
             tl.store(scale, step)
         s0, s1, s2, s3 = step, step, step, step
-    elif ROWS:
-        KNOWN: tl.constexpr = KIND == _VECTORS
-        s0 = _row_step(v0, scale, m, tile_k, rows, KNOWN, HIGH, POWER)
-        s1 = _row_step(v1, scale, m + 1, tile_k, rows, KNOWN, HIGH, POWER)
-        s2 = _row_step(v2, scale, m + 2, tile_k, rows, KNOWN, HIGH, POWER)
-        s3 = _row_step(v3, scale, m + 3, tile_k, rows, KNOWN, HIGH, POWER)
+    elif ROWS and KIND == _ROW_BLOCKS:
+        s0 = _row_step(v0, scale, m, tile_k, rows, HIGH, POWER)
+        s1 = _row_step(v1, scale, m + 1, tile_k, rows, HIGH, POWER)
+        s2 = _row_step(v2, scale, m + 2, tile_k, rows, HIGH, POWER)
+        s3 = _row_step(v3, scale, m + 3, tile_k, rows, HIGH, POWER)
 
-    if ROWS or SHARED:
+    if ROWS and KIND == _VECTORS:
+        c0 = _known_codes(v0, scale, inverse, m, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c1 = _known_codes(v1, scale, inverse, m + 1, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c2 = _known_codes(v2, scale, inverse, m + 2, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c3 = _known_codes(v3, scale, inverse, m + 3, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+    elif ROWS or SHARED:
         c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
         c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
         c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
@@ -228,14 +250,16 @@ def _quantize_tiles(
         if not SHARED:
             if KIND == _VECTORS:
                 step = tl.load(scale_t + k, mask=k < columns, other=1.0)
+                known = tl.load(inverse_t + k, mask=k < columns, other=1.0)
             else:
                 step = codes.scale_of(_column_peaks(v0, v1, v2, v3), HIGH, POWER)
                 tl.store(scale_t + tile_m.to(tl.int64) * columns + k, step, mask=k < columns)
-            step = step[None, :]
-            c0 = codes.codes_of(v0, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-            c1 = codes.codes_of(v1, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-            c2 = codes.codes_of(v2, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-            c3 = codes.codes_of(v3, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+                known = codes.inverse_of(step, MANTISSA)
+            step, known = step[None, :], known[None, :]
+            c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+            c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+            c2 = codes.codes_of(v2, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+            c3 = codes.codes_of(v3, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
         store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN, FUSED)
 
 
@@ -261,8 +285,10 @@ class Plan(NamedTuple):
         if self.peaks is not None:
             peaks = self.peaks.room.like(x)
             self.peaks.find(x, peaks)
-            if self.peaks.scales is not None:
-                self.peaks.scales(peaks, scale, scale_t)
+            if self.peaks.scales is not None and self.peaks.inverse is not None:
+                inverse = self.peaks.inverse.like(x)
+                self.peaks.scales(peaks, scale, scale_t, inverse)
+                peaks = inverse
         if self.own:
             self.quantize(x, found, scale, found_t, scale_t)
         else:

@@ -82,10 +82,12 @@ def _peaks(
 def _scales_of(
     peaks,
     scale,
+    inverse,
     n,
     n_parts,
     program,
     HIGH: tl.constexpr,
+    MANTISSA: tl.constexpr,
     POWER: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
@@ -97,7 +99,9 @@ def _scales_of(
         there = (start + part < n_parts)[:, None] & (at < n)[None, :]
         from_ = peaks + (start + part).to(tl.int64)[:, None] * n + at[None, :]
         largest = tl.maximum(largest, tl.load(from_, mask=there, other=0))
-    tl.store(scale + at, codes.scale_of(tl.max(largest, 0), HIGH, POWER), mask=at < n)
+    step = codes.scale_of(tl.max(largest, 0), HIGH, POWER)
+    tl.store(scale + at, step, mask=at < n)
+    tl.store(inverse + at, codes.inverse_of(step, MANTISSA), mask=at < n)
 
 
 @triton.jit
@@ -105,6 +109,7 @@ def _scales(
     peaks,
     scale,
     scale_t,
+    inverse,
     rows,
     columns,
     row_parts,
@@ -112,28 +117,56 @@ def _scales(
     row_programs,
     of_columns,
     HIGH: tl.constexpr,
+    MANTISSA: tl.constexpr,
     POWER: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Scales of rows and columns from the peaks of their parts."""
+    """Scales of rows and columns from the peaks of their parts, and inverses: of the rows of all
+    matrices, then of the columns."""
     program, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if program < row_programs:
-        part, to = peaks + matrix * row_parts * rows, scale + matrix * rows
-        _scales_of(part, to, rows, row_parts, program, HIGH, POWER, BLOCK, PARTS)
+        part, at = peaks + matrix * row_parts * rows, matrix * rows
+        _scales_of(
+            part,
+            scale + at,
+            inverse + at,
+            rows,
+            row_parts,
+            program,
+            HIGH,
+            MANTISSA,
+            POWER,
+            BLOCK,
+            PARTS,
+        )
     else:
         program -= row_programs
-        part, to = peaks + of_columns + matrix * column_parts * columns, scale_t + matrix * columns
-        _scales_of(part, to, columns, column_parts, program, HIGH, POWER, BLOCK, PARTS)
+        part, at = peaks + of_columns + matrix * column_parts * columns, matrix * columns
+        _scales_of(
+            part,
+            scale_t + at,
+            inverse + tl.num_programs(1).to(tl.int64) * rows + at,
+            columns,
+            column_parts,
+            program,
+            HIGH,
+            MANTISSA,
+            POWER,
+            BLOCK,
+            PARTS,
+        )
 
 
 class Peaks(NamedTuple):
-    """``room``: n_peaks of the whole tensor, or those of rows and columns; ``scales``: of these."""
+    """``room``: n_peaks of the whole tensor, or those of rows and columns; ``scales``: of these,
+    with ``inverse``."""
 
     room: launch.Room
     n_peaks: int
     find: launch.Launch
     scales: launch.Launch | None
+    inverse: launch.Room | None
 
 
 class _Parts(NamedTuple):
@@ -192,7 +225,7 @@ def of_tensor(x: Tensor) -> Peaks:
     parts = _Parts.of(*x.shape, 1, x.device)
     n_peaks = parts.tiles_k * parts.parts_m
     find = _find_launch(x, parts, 0, True, False, False)
-    return Peaks(launch.Room.of((n_peaks,), torch.int32), n_peaks, find, None)
+    return Peaks(launch.Room.of((n_peaks,), torch.int32), n_peaks, find, None, None)
 
 
 def of_vectors(
@@ -214,6 +247,7 @@ def of_vectors(
         (M, K, parts.tiles_k, parts.parts_m, row_programs, of_columns),
         {
             "HIGH": constants["HIGH"],
+            "MANTISSA": constants["MANTISSA"],
             "POWER": power_of_two,
             "BLOCK": _SCALES,
             "PARTS": _PARTS,
@@ -222,4 +256,5 @@ def of_vectors(
         x.device,
     )
     find = _find_launch(x, parts, of_columns, False, rows, columns)
-    return Peaks(launch.Room.of((n_peaks,), torch.int32), n_peaks, find, scales)
+    inverse = launch.Room.of((n_matrices * (M + K),), torch.float32)
+    return Peaks(launch.Room.of((n_peaks,), torch.int32), n_peaks, find, scales, inverse)

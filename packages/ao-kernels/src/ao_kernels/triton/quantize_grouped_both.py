@@ -93,18 +93,18 @@ def _column_peaks(
     size = tl.maximum(tl.maximum(s0, s1), tl.maximum(s2, s3))
     first, last = tl.min(expert, 0), tl.max(expert, 0)
     if first == last:
-        to = peaks + first.to(tl.int64) * columns + k
-        there = k < tl.where(first < E, columns, 0)
-        tl.atomic_max(to, tl.max(size, 0), mask=there, sem="relaxed")
+        row = peaks + first.to(tl.int64) * columns + k
+        wanted = k < tl.where(first < E, columns, 0)
+        tl.atomic_max(row, tl.max(size, 0), mask=wanted, sem="relaxed")
     else:
         # All words of a step of 16 places are of one expert.
         GROUPS: tl.constexpr = BLOCK_M // _STEP
         WORDS: tl.constexpr = _STEP // 4
         largest = tl.max(tl.reshape(size, (GROUPS, WORDS, BLOCK_K)), 1)
-        expert = tl.max(tl.reshape(expert, (GROUPS, WORDS)), 1)
-        to = peaks + expert.to(tl.int64)[:, None] * columns + k[None, :]
-        there = (expert < E)[:, None] & (k < columns)[None, :]
-        tl.atomic_max(to, largest, mask=there, sem="relaxed")
+        of_step = tl.max(tl.reshape(expert, (GROUPS, WORDS)), 1)
+        rows = peaks + of_step.to(tl.int64)[:, None] * columns + k[None, :]
+        there = (of_step < E)[:, None] & (k < columns)[None, :]
+        tl.atomic_max(rows, largest, mask=there, sem="relaxed")
 
 
 @triton.jit
