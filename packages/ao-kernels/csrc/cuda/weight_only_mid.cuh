@@ -30,7 +30,7 @@ struct MidTile {
   static_assert(kCodes % 1024 == 0 && kStage % 1024 == 0);
 };
 
-constexpr uint32_t kLowerCodeScale = 0x7f007f00, kUpperCodeScale = 0x7d007d00;  // 2**127 and 2**123: make code / 64
+constexpr uint32_t kLowerCodeScale = 0x7f007f00, kUpperCodeScale = 0x7d007d00;  // 2**127 and 2**123: both make code / 64
 
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::CTAS)
@@ -141,7 +141,8 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
             uint32_t pair;
             if (i % 2) asm("lop3.b32 %0, %1, 0x00f000f0, 0, 0xc0;" : "=r"(pair) : "r"(i / 2 ? upper : word));
             else asm("lop3.b32 %0, %1, 0x000f000f, 0, 0xc0;" : "=r"(pair) : "r"(i / 2 ? upper : word));
-            operand[i / 2][part_of + i % 2 * 2] = bits_of(__hfma2(pair_of(pair), pair_of(i % 2 ? kUpperCodeScale : kLowerCodeScale), __nv_bfloat162(-0.125f, -0.125f)));
+            const __nv_bfloat162 by = pair_of(i % 2 ? kUpperCodeScale : kLowerCodeScale);
+            operand[i / 2][part_of + i % 2 * 2] = bits_of(__hfma2(pair_of(pair), by, __nv_bfloat162(-0.125f, -0.125f)));
           }
         }
 #pragma unroll
