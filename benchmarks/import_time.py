@@ -12,7 +12,7 @@ import sys
 
 import measure
 
-PACKAGES = ("ao_core", "ao_kernels", "ao_quant", "ao_optim", "ao_hf")
+PACKAGES = ("ao_core", "ao_kernels", "ao_quant", "ao_optim", "ao_float8", "ao_hf")
 PROBE = """
 import time, torch
 start = time.perf_counter()

@@ -11,7 +11,7 @@ import pytest
 
 from ao_kernels import cuda
 
-PACKAGES = ["ao_core", "ao_kernels", "ao_quant", "ao_optim", "ao_hf"]
+PACKAGES = ["ao_core", "ao_kernels", "ao_quant", "ao_optim", "ao_float8", "ao_hf"]
 OPTIONAL = {"triton", "transformers", "pytest"}  # a module that needs one of these may be absent
 
 

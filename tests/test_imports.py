@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PACKAGES = ["ao_core", "ao_kernels", "ao_quant", "ao_optim", "ao_hf"]
+PACKAGES = ["ao_core", "ao_kernels", "ao_quant", "ao_optim", "ao_float8", "ao_hf"]
 
 # What an import may bring in besides torch, the standard library and our own packages.
 ALLOWED = {
@@ -16,6 +16,7 @@ ALLOWED = {
     "ao_kernels": {"safetensors"},
     "ao_quant": {"safetensors"},
     "ao_optim": {"safetensors"},
+    "ao_float8": {"safetensors"},
 }
 
 PROBE = """

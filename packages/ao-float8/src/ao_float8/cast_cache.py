@@ -1,0 +1,161 @@
+"""Codes that are used again: those of the last input, of the last gradient, and of weights.
+
+q, k and v read one tensor, gate and up another, and layers whose outputs are added receive one
+gradient. Each thread keeps the codes of the last input and of the last gradient: as long as that
+tensor lives, is not changed in place, and nothing else was cast since.
+"""
+
+import functools
+import threading
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from .operands import Codes, Plan, cast
+
+__all__ = ["GRADIENTS", "INPUTS", "LastCast", "WeightCodes", "count_steps"]
+
+# Without CUDA in torch these are missing, and no tensor asks for them.
+_is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: False)
+_stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+class _Last:
+    """What one thread cast last."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self, source: Any = None) -> None:
+        """Drop the codes; of `source` only, if it is given."""
+        if source is None or source is self.source:
+            self.source: weakref.ref[Tensor] | None = None
+            self.key: tuple[Any, ...] | None = None
+            self.mode: weakref.ref[Any] | None = None
+            self.codes: Codes | None = None
+            self.outputs = ""
+
+
+class LastCast(threading.local):
+    """The codes of one tensor, or of equal views of one, by identity and version, for each thread.
+
+    The tensor is held weakly: its codes go when it does. Inside a dispatch mode (selective
+    checkpointing is one) they serve that mode only, so that a block calls the same ops when it is
+    recomputed, and codes that were made on a CUDA stream serve that stream only. What was cast
+    outside of a CUDA graph does not serve inside, where a replay would not cast it again; and
+    inside, leaves are always cast: replays find new values in them.
+    """
+
+    def __init__(self) -> None:
+        self.last = _Last()
+
+    def cast(self, x: Tensor, x_RC: Tensor, dtype: torch.dtype, plan: Plan, outputs: str) -> Codes:
+        """The codes of x_RC, a view of x with two dimensions; see `operands.cast`."""
+        if x.is_inference():  # has no version
+            return cast(x_RC, dtype, plan, outputs)
+        last = self.last
+        capturing, stream = False, 0
+        if x.is_cuda:  # another stream does not wait for the codes
+            capturing, stream = _is_capturing(), _stream_of(x.get_device())
+        mode = _get_current_dispatch_mode()
+        leaf = x.grad_fn is None
+        key: tuple[Any, ...] = (
+            x._version,
+            dtype,
+            plan.scaling,
+            plan.power_of_two,
+            capturing,
+            stream,
+        )
+        if x._is_view() and x._base is not None:  # views of one tensor that look alike are one
+            key += (x.shape, x.stride(), x.storage_offset(), x.dtype)
+            x = x._base
+        codes, source = last.codes, last.source
+        if (
+            codes is not None
+            and source is not None
+            and source() is x
+            and last.key == key
+            and last.outputs in (outputs, "both")
+            and (None if last.mode is None else last.mode()) is mode
+            and not (capturing and leaf)
+        ):
+            return codes
+        last.forget()  # room for the new ones
+        codes = cast(x_RC, dtype, plan, outputs)
+        last.mode = None if mode is None else weakref.ref(mode)
+        last.key, last.codes, last.outputs = key, codes, outputs
+        last.source = weakref.ref(x, last.forget)
+        return codes
+
+    def forget(self) -> None:
+        """Drop what this thread keeps."""
+        self.last.forget()
+
+
+INPUTS = LastCast()
+GRADIENTS = LastCast()
+
+
+class WeightCodes:
+    """Both directions of a weight's codes until the weight changes: `weight_cache="step"`.
+
+    A change is seen by the parameter, its address, its version (all in-place operations of torch),
+    and by steps of any `torch.optim.Optimizer`, which may write past the version. Writing to
+    `parameter.data` outside of an optimizer is not seen: call `drop()`, or train with
+    `weight_cache="pass"`. Copies and pickles of a module have an empty one.
+    """
+
+    steps = 0  # of all optimizers, once `count_steps` was called
+
+    def __init__(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the codes."""
+        self._key: tuple[Any, ...] | None = None
+        self._weight: weakref.ref[Tensor] | None = None
+        self._codes: Codes | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "WeightCodes":
+        return WeightCodes()
+
+    def __reduce__(self) -> Any:
+        return WeightCodes, ()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the codes and scales that are kept."""
+        return sum(t.nbytes for t in self._codes) if self._codes else 0
+
+    def cast(self, w_NK: Tensor, plan: Plan) -> Codes:
+        """The codes of w, in both directions."""
+        count_steps()
+        if w_NK.is_inference() or (w_NK.is_cuda and _is_capturing()):  # a replay casts again
+            return cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
+        stream = _stream_of(w_NK.get_device()) if w_NK.is_cuda else 0
+        key = (w_NK._version, w_NK.data_ptr(), WeightCodes.steps, plan, stream)
+        if (
+            self._codes is None
+            or self._key != key
+            or self._weight is None
+            or self._weight() is not w_NK
+        ):
+            self.drop()
+            self._codes = cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
+            self._key, self._weight = key, weakref.ref(w_NK)
+        return self._codes
+
+
+@functools.cache
+def count_steps() -> None:
+    """From now on `WeightCodes.steps` counts the steps of all optimizers of this process."""
+    register_optimizer_step_post_hook(_count_step)
+
+
+def _count_step(*_: Any) -> None:
+    WeightCodes.steps += 1

@@ -1,0 +1,52 @@
+"""FSDP2 with float8 all-gather, in two gloo processes on the loopback; and without processes."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import torch
+from layers import emulated, layer
+from sharded_training import check_fsdp
+from torch import nn
+
+from ao_core.testing.sharding_contract import run_two_processes
+from ao_float8 import convert_to_float8_training
+from ao_float8.fsdp import ShardedWeight
+
+
+def test_fsdp() -> None:
+    run_two_processes(check_fsdp)
+
+
+def test_a_weight_to_gather_is_an_ordinary_parameter() -> None:
+    config = emulated(enable_fsdp_float8_all_gather=True)
+    plain, module = layer(40, 24), layer(40, 24, config)
+    module.load_state_dict(plain.state_dict())
+    assert isinstance(module.weight, ShardedWeight) and isinstance(module.weight, nn.Parameter)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.01) for m in (plain, module)]
+    for step in range(2):
+        x = torch.randn(16 << step, 40)
+        for m, optimizer in zip((plain, module), optimizers, strict=True):
+            m(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    state = module.state_dict()
+    assert type(state["weight"]) is torch.Tensor
+    assert torch.equal(state["weight"], plain.weight)
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=True)["weight"], plain.weight)
+    other = copy.deepcopy(module)
+    assert isinstance(other.weight, ShardedWeight) and torch.equal(other(x), module(x))
+    assert other.weight.plain.data_ptr() != module.weight.plain.data_ptr()
+
+
+def test_nothing_is_copied() -> None:
+    model = nn.Sequential(nn.Linear(16, 16))
+    before = model[0].weight.data_ptr()
+    convert_to_float8_training(model, config=emulated(enable_fsdp_float8_all_gather=True))
+    assert model[0].weight.plain.data_ptr() == before
+    back = model[0].to_float()
+    assert type(back.weight) is nn.Parameter and back.weight.data_ptr() == before

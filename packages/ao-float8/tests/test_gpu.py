@@ -1,0 +1,144 @@
+"""On a GPU: numbers beside those of the CPU, no waiting for the device, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from layers import EMULATED
+from torch import Tensor, nn
+
+from ao_float8 import Float8Linear, Float8LinearConfig, convert_to_float8_training
+from ao_float8.config import RECIPES
+from ao_float8.experts import float8_grouped_mm
+
+pytestmark = pytest.mark.gpu
+EVERY = pytest.mark.parametrize("recipe", RECIPES)
+
+
+def results(module: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    y = module(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, *module.parameters()], dy)]
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("sizes", [(512, 384, 640), (77, 130, 45), (1, 16, 16)], ids=str)
+def test_numbers_are_those_of_the_cpu(
+    recipe: str, dtype: torch.dtype, sizes: tuple[int, int, int]
+) -> None:
+    M, N, K = sizes
+    linear = nn.Linear(K, N, dtype=dtype)
+    x, dy = torch.randn(M, K).to(dtype), torch.randn(M, N).to(dtype)
+    wanted = results(Float8Linear.from_float(linear, EMULATED[recipe]), x, dy)
+    module = Float8Linear.from_float(linear, Float8LinearConfig.from_recipe_name(recipe)).cuda()
+    found = results(module, x.cuda(), dy.cuda())
+    for name, one, other in zip(("y", "dx", "dw", "db"), found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        error = (one.cpu().float() - other.float()).norm()
+        assert error <= 6e-3 * other.float().norm() + 1e-6, name
+
+
+@EVERY
+def test_emulated_is_the_same_on_every_device(recipe: str) -> None:
+    linear = nn.Linear(192, 128, dtype=torch.bfloat16)
+    module = Float8Linear.from_float(linear, EMULATED[recipe])
+    x, dy = torch.randn(64, 192).bfloat16(), torch.randn(64, 128).bfloat16()
+    wanted = results(module, x, dy)
+    found = results(module.cuda(), x.cuda(), dy.cuda())
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.cpu().float() - other.float()).norm() <= 4e-3 * other.float().norm()
+
+
+@EVERY
+def test_the_host_never_waits(recipe: str) -> None:
+    config = Float8LinearConfig.from_recipe_name(recipe)
+    linear = nn.Linear(256, 512, device="cuda", dtype=torch.bfloat16)
+    module = Float8Linear.from_float(linear, config)
+    x = torch.randn(3, 100, 256, device="cuda", dtype=torch.bfloat16)
+    dy = torch.randn(3, 100, 512, device="cuda", dtype=torch.bfloat16)
+    results(module, x, dy)
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        results(module, x, dy)
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_less_is_saved_than_by_bfloat16() -> None:
+    """Between forward and backward: codes of the input, and of weights where N <= M."""
+    sizes = {}
+    for name in ("bf16", "pass", "off", "step"):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(8)))
+        model = model.to("cuda", torch.bfloat16)
+        if name != "bf16":
+            convert_to_float8_training(
+                model,
+                config=Float8LinearConfig(weight_cache=name),
+                module_filter_fn=lambda m, n: True,
+            )
+        x = torch.randn(8192, 2048, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        y = model(x)
+        sizes[name] = torch.cuda.memory_allocated() - before - y.nbytes
+        y.sum().backward()
+        del y, model, x
+    print(sizes)
+    inputs, weights = 8 * 8192 * 2048, 8 * 2048 * 2048
+    assert sizes["bf16"] == pytest.approx(2 * inputs * 7 / 8, rel=0.02)  # the first is x itself
+    assert sizes["off"] == pytest.approx(inputs, rel=0.1)
+    assert sizes["pass"] == pytest.approx(inputs + weights, rel=0.1) < sizes["bf16"]
+    assert sizes["step"] == pytest.approx(inputs + 2 * weights, rel=0.1)
+
+
+@EVERY
+def test_a_gradient_step_is_that_of_the_cpu(recipe: str) -> None:
+    """Autocast, accumulation and clipping, three steps."""
+    losses = {}
+    for device, config in (("cpu", EMULATED[recipe]), ("cuda", RECIPES[recipe])):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(96, 160), nn.Tanh(), nn.Linear(160, 48))
+        convert_to_float8_training(model, config=config, module_filter_fn=lambda m, n: True)
+        model.to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        found = []
+        for step in range(3):
+            for part in range(2):
+                generator = torch.Generator().manual_seed(2 * step + part)
+                x = torch.randn(50, 96, generator=generator).to(device)
+                with torch.autocast(device, torch.bfloat16):
+                    loss = (model(x).float() - x[:, :48]).square().mean()
+                loss.backward()
+                found.append(loss.item())
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses[device] = found
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=5e-3)
+
+
+@pytest.mark.parametrize("recipe", ["rowwise", "rowwise_with_gw_hp"])
+def test_experts_are_those_of_the_cpu(recipe: str) -> None:
+    offsets = torch.tensor([100, 100, 350, 500], dtype=torch.int32)
+    x, w = torch.randn(512, 128).bfloat16(), torch.randn(4, 96, 128).bfloat16()
+    dy = torch.randn(512, 96).bfloat16()
+    dy[500:] = 0
+    found = []
+    for device in ("cpu", "cuda"):
+        config = dataclasses.replace(RECIPES[recipe], emulate=device == "cpu")
+        a, b = (t.clone().to(device).requires_grad_() for t in (x, w))
+        y = float8_grouped_mm(a, b, offsets.to(device), config)
+        y.backward(dy.to(device))
+        found.append([t.cpu().float() for t in (y.detach(), a.grad, b.grad)])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 6e-3 * one.norm()
