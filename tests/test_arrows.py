@@ -17,8 +17,8 @@ ARROWS = {
     "ao-core": set(),
     "ao-kernels": {"ao-core"},
     "ao-quant": {"ao-core", "ao-kernels"},
+    "ao-optim": {"ao-core", "ao-kernels"},
     "ao-float8": {"ao-core", "ao-kernels"},
-    "ao-optim": {"ao-core"},
     "ao-hf": {"ao-core", "ao-kernels", "ao-quant"},
 }
 PACKAGES = list(ARROWS)

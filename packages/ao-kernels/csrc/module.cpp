@@ -8,6 +8,7 @@
 namespace py = pybind11;
 
 // One declaration and one call an op; each is defined in csrc/<op>.cpp.
+void register_adam_step(py::module_& m);
 void register_bandwidth(py::module_& m);
 void register_int4_linear(py::module_& m);
 void register_int8_dynamic_int4_linear(py::module_& m);
@@ -18,6 +19,7 @@ void register_int8_linear(py::module_& m);
 void register_int8_tokens(py::module_& m);
 void register_intx_embedding(py::module_& m);
 void register_intx_linear(py::module_& m);
+void register_lion_step(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of ao_kernels: raw addresses and sizes, no torch headers.";
@@ -28,6 +30,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("thread_backend", &ao::thread_backend, "'openmp' or 'pool'.");
   m.def("set_thread_backend", &ao::set_thread_backend, py::arg("name"));
 
+  register_adam_step(m);
   register_bandwidth(m);
   register_int4_linear(m);
   register_int8_dynamic_int4_linear(m);
@@ -38,4 +41,5 @@ PYBIND11_MODULE(_C, m) {
   register_int8_tokens(m);
   register_intx_embedding(m);
   register_intx_linear(m);
+  register_lion_step(m);
 }

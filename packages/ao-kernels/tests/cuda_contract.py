@@ -9,6 +9,24 @@ from torch import Tensor
 
 from ao_kernels import cuda, force
 
+# (M, N, K, group_size) with which weight_only_large takes each of its tiles on a GPU of 132
+# multiprocessors, with K split and not.
+TILES = [
+    (20, 1024, 2048, 128),
+    (20, 6144, 2048, 2048),
+    (32, 4099, 4128, 128),
+    (48, 4096, 4096, 128),
+    (48, 8200, 1184, 128),
+    (40, 14336, 1024, 1024),
+    (128, 4096, 4096, 4096),
+    (128, 4096, 4096, 128),
+    (256, 6144, 4096, 64),
+    (400, 6144, 640, 256),
+    (256, 14336, 512, 512),
+    (256, 14336, 512, 128),
+    (500, 4096, 2048, 128),
+]
+
 
 class CudaLinear(WeightOnlyOnGpu):
     """WeightOnlyOnGpu, and what the kernels for few tokens must do: any address, stream and device.
@@ -93,6 +111,12 @@ class CudaLinear(WeightOnlyOnGpu):
         shapes += [(40, 77, 136, 136), (2049, 96, 256, 32), (500, 13000, 64, 64)]
         for shape in shapes:
             self._match(on_gpu(self.call(*shape, dtype)))
+
+    @pytest.mark.parametrize("shape", TILES, ids=str)
+    def test_every_tile(self, shape: tuple[int, int, int, int]) -> None:
+        args = on_gpu(self.call(*shape, torch.bfloat16))
+        self._match(args)
+        assert torch.equal(self.op(*args), self.op(*args))
 
     def test_rows_do_not_depend_on_their_batch(self) -> None:
         """Every token of one launch shape has the same bits wherever it stands."""

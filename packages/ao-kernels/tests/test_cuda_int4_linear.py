@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_contract import CudaLinear
+from cuda_contract import TILES, CudaLinear
 from gpu_contract import on_gpu
 from linear_samples import CUDA_SHAPES, magnitude_intx, sample_intx
 from torch import Tensor
@@ -74,6 +74,34 @@ class TestOnGpu(CudaLinear):
         scale[3, 1], x[5, 7] = float("nan"), float("inf")
         y = int4_linear(*on_gpu((x, codes, scale, zeros, group_size, bias)))
         assert y[:, 3].isnan().all() and not y[5].isfinite().any()
+
+    @pytest.mark.parametrize("shape", TILES, ids=str)
+    def test_every_tile_without_zeros(self, shape: tuple[int, int, int, int]) -> None:
+        args = on_gpu(_call(*shape, torch.bfloat16))
+        self._match(args)
+        assert torch.equal(self.op(*args), self.op(*args))
+
+    @pytest.mark.parametrize("M", [12, 13, 16, 17, 25, 32])
+    def test_some_tens_of_tokens_without_zeros(self, M: int) -> None:
+        """weight_only_mid: K ends within a stage or a group, N within a tile; K split and not."""
+        shapes = [
+            (200, 1024, 128),
+            (77, 416, 128),
+            (5, 160, 128),
+            (4099, 4128, 256),
+            (96, 14336, 384),
+        ]
+        for index, (N, K, group_size) in enumerate(shapes):
+            x, *others = on_gpu(_call(M, N, K, group_size, torch.bfloat16))
+            others[-1] = torch.randn(N, device="cuda").bfloat16() if index % 2 else None
+            self._match((x, *others))
+            strided = torch.empty(M, K + 64, device="cuda", dtype=x.dtype)[:, :K].copy_(x)
+            assert torch.equal(self.op(strided, *others), self.op(x, *others))
+            scale = others[1]
+            scale[0, 0], x[M - 1, 3] = float("nan"), float("inf")
+            y = self.op(x, *others)
+            assert y[:, 0].isnan().all() and not y[M - 1].isfinite().any()
+            assert y[: M - 1, 1:].isfinite().all()
 
     def test_leaves_many_tokens_to_the_tables(self) -> None:
         """The first argument of the direct entry is the most tokens that it may take."""

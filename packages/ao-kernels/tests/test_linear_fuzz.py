@@ -22,7 +22,7 @@ LINEARS = sorted(
     name for name in OPS if name.endswith("_linear") and not name.endswith("_grouped_linear")
 )
 WEIGHT_ONLY = ("int4_linear", "int8_linear", "intx_linear")
-CALLS, INTERPRETED_CALLS, GPU_CALLS = 200, 12, 200
+CALLS, INTERPRETED_CALLS, GPU_CALLS, GPU_PARTS = 200, 12, 200, 8
 
 
 def contract_of(op: Op) -> OpContract:
@@ -80,10 +80,12 @@ def test_random_calls_in_the_interpreter(name: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("part", range(GPU_PARTS))
 @pytest.mark.parametrize("name", LINEARS)
-def test_random_calls_on_a_gpu(name: str) -> None:
+def test_random_calls_on_a_gpu(name: str, part: int) -> None:
+    """In parts, so that several processes can share what takes minutes: Triton compiles."""
     op, contract = OPS[name], contract_of(OPS[name])
-    for number in range(GPU_CALLS):
+    for number in range(part, GPU_CALLS, GPU_PARTS):
         words, args = draw(op, number, large=True)
         args = tuple(map(moved, args))
         answer = Answer(op, contract, args)
@@ -150,8 +152,9 @@ def given_up_on_gpus(op: Op, contract: OpContract, args: tuple[Any, ...]) -> Ten
     if op.name in WEIGHT_ONLY and M > 16 and x.dtype != torch.float32:
         subnormal = torch.finfo(torch.float16).smallest_normal * eps  # two roundings of a half
         return eps * contract.magnitude(args) + subnormal * x.double().abs().sum(-1, keepdim=True)
-    if op.name == "float8_linear" and M > 512 and x.dtype == torch.bfloat16:
-        return eps * contract.magnitude(args)
+    if op.name == "float8_linear" and x.dtype == torch.bfloat16:
+        rounded = M > 512 or (M > 16 and args[2].shape[1] > 1)  # weights, in blocks of a row
+        return eps * contract.magnitude(args) if rounded else 0.0
     fast = op.name in ("float8_dynamic_linear", "float8_static_linear")
     if fast and multiplied_as_float8(x, args[1]):
         return 2.0**-10 * contract.magnitude(args)

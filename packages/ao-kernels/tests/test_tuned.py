@@ -153,6 +153,8 @@ def test_kinds_of_calls() -> None:
     assert kind("int4_linear", x.float(), codes, groups, None, 128) is None
     assert kind("int4_linear", x[:0], codes, groups, None, 128) is None
     assert kind("quantize_rowwise", x, torch.int8) is None
+    experts, ends = torch.empty(3, 8, 128), torch.tensor([2, 4, 6], dtype=torch.int32)
+    assert kind("int4_grouped_linear", x, experts, torch.empty(3, 8, 2), None, 128, ends) is None
 
 
 # --- files

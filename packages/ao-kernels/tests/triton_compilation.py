@@ -22,6 +22,8 @@ _TYPES = {
     torch.int32: "i32",
     torch.int8: "i8",
     torch.uint8: "u8",
+    torch.int64: "i64",
+    torch.float64: "fp64",
     torch.float8_e4m3fn: "u8",
     torch.float8_e5m2: "u8",
     torch.float8_e8m0fnu: "u8",

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from steps import values
 from torch import Tensor, nn
 
-from ao_optim import AdamW, AdamW4bit, AdamW8bit, AdamWFp8
+from ao_optim import (
+    AdamW,
+    AdamW4bit,
+    AdamW8bit,
+    AdamWFp8,
+    CPUOffloadOptimizer,
+    Muon,
+    StateOffloadOptimizer,
+)
 
-KINDS = (AdamW8bit, AdamW4bit, AdamWFp8, AdamW)
+KINDS = (AdamW8bit, AdamW4bit, AdamWFp8, AdamW, Muon)
 
 
 def check_steps() -> None:
@@ -20,6 +31,8 @@ def check_steps() -> None:
     check_small()
     check_full_state()
     check_fsdp()
+    check_offload()
+    check_replicated()
 
 
 def sharded(x: Tensor, dim: int = 0) -> nn.Parameter:
@@ -64,7 +77,7 @@ def check_uneven(kind: type) -> None:
         n = part.to_local().numel()
         assert n != part.numel() // 2 and optimizer.state[part]["step"] == 3
         difference = (part.full_tensor() - whole).norm() / (whole - values(*shape)).norm()
-        limit = {AdamW8bit: 0.02, AdamW4bit: 0.3, AdamWFp8: 0.06, AdamW: 1e-6}[kind]
+        limit = {AdamW8bit: 0.02, AdamW4bit: 0.3, AdamWFp8: 0.06, AdamW: 1e-6, Muon: 0.02}[kind]
         assert difference < limit, (kind, dim, difference)
         again = kind([part], bf16_stochastic_round=True)
         again.load_state_dict(optimizer.state_dict())
@@ -118,3 +131,49 @@ def check_fsdp() -> None:
         models.append(model)
     for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
         torch.testing.assert_close(ours.full_tensor(), theirs.detach(), rtol=1e-3, atol=1e-3)
+
+
+def check_replicated() -> None:
+    """Hooks come before DistributedDataParallel's average, which is said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CPUOffloadOptimizer([nn.Parameter(values(4, 4))], AdamW8bit, offload_gradients=True)
+    assert any("DistributedDataParallel" in str(each.message) for each in caught)
+
+
+def check_offload() -> None:
+    """Under FSDP2 the same as without offloading: gradients that its hooks bring, two backward
+    passes a step, clipping by the norm over all ranks."""
+    from torch.distributed.fsdp import fully_shard
+
+    makers = {
+        "plain": partial(AdamW8bit, lr=0.01),
+        "gradients stay": partial(CPUOffloadOptimizer, optimizer_class=AdamW8bit, lr=0.01),
+        "gradients go": partial(
+            CPUOffloadOptimizer, optimizer_class=AdamW8bit, lr=0.01, offload_gradients=True
+        ),
+        "state": partial(StateOffloadOptimizer, optimizer_class=AdamW8bit, lr=0.01),
+    }
+    found = {}
+    for name, make in makers.items():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(128, 65), nn.ReLU(), nn.Linear(65, 128))
+        fully_shard(model[0])
+        fully_shard(model)
+        optimizer = make(model.parameters())
+        for step in range(3):
+            for part in range(2):
+                model(values(8, 128, seed=10 * step + part)).square().mean().backward()
+            if name == "gradients go":
+                assert all(p.grad is None for p in model.parameters())
+                norm = optimizer.clip_grad_norm_(1e-3)
+            else:
+                norm = nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            optimizer.step()
+            optimizer.zero_grad()
+        found[name] = [norm, *(p.full_tensor() for p in model.parameters())]
+        assert norm > 1e-3
+    for name, tensors in found.items():
+        for a, b in zip(tensors, found["plain"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)

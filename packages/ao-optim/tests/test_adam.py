@@ -12,8 +12,8 @@ from steps import ALL, LOW_BIT, parameter, stepped, values
 from torch import Tensor, nn
 
 import ao_optim
+from ao_core.moments import dequantize_moment, quantize_moment
 from ao_optim import AdamW, AdamW4bit, AdamW8bit, AdamWFp8
-from ao_optim.moments import dequantize_moment, quantize_moment
 from ao_optim.record import layout_of, read_moment
 
 

@@ -1,7 +1,8 @@
-"""FSDP2 and DTensor sharding of every format, two gloo processes on the loopback."""
+"""FSDP2 and DTensor sharding of every format: two gloo processes on the loopback, two GPUs."""
 
 import functools
 
+import pytest
 import torch
 
 from ao_core.testing.sharding_contract import check_formats, run_two_processes
@@ -48,3 +49,9 @@ FORMATS = {
 
 def test_sharding() -> None:
     run_two_processes(check_formats, FORMATS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a CUDA device for each process")
+def test_sharding_on_two_gpus() -> None:
+    run_two_processes(check_formats, FORMATS, device="cuda")

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from .errors import UnsupportedOpError
+from .fsdp import gather_inputs, gathered_weight
 
 __all__ = ["Dim", "QTensor", "register_tensor", "tensor_class"]
 
@@ -318,21 +319,8 @@ class QTensor(Tensor):
         module: Any = None,
         mp_policy: Any = None,
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """What FSDP2 gathers: the stored fields themselves, so a shard travels at its quantized
-        size."""
-        shape = tuple(outer_size or ())
-        if shape and shape[0] % mesh.size():  # torch finds out on the last rank, the others wait
-            raise UnsupportedOpError(
-                f"FSDP2 shards a {type(self).__name__} evenly: {shape[0]} output features do not "
-                f"divide by {mesh.size()} ranks; keep this layer out of fully_shard (its "
-                f"ignored_params), or in float"
-            )
-        shared = {
-            name  # one value for all ranks: of the whole dimension, or of the one block it has
-            for name, dims in self.field_layout().items()
-            if dims[0] is None or (isinstance(dims[0], int) and shape and 1 < shape[0] <= dims[0])
-        }
-        return tuple(self.tensors().values()), (shape, shared)
+        """What FSDP2 gathers, see `ao_core.fsdp`."""
+        return gather_inputs(self, mesh.size(), outer_size)
 
     def fsdp_post_all_gather(
         self,
@@ -342,14 +330,8 @@ class QTensor(Tensor):
         *,
         out: Any = None,
     ) -> Any:
-        """The whole weight from the gathered fields; `out` was filled in place by the gather."""
-        if out is not None:
-            return None
-        shape, shared = metadata
-        fields = dict(zip(self.tensors(), gathered, strict=True))
-        fields |= {name: fields[name][:1] for name in shared}
-        new = self.rebuild(shape=torch.Size(shape or self.shape), **fields)
-        return new, gathered
+        """The whole weight from what was gathered; None where it is in `out` afterwards."""
+        return gathered_weight(self, gathered, metadata, out)
 
 
 _CLASSES: dict[str, type[QTensor]] = {}

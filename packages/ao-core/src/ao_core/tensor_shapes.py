@@ -134,7 +134,9 @@ def _new_zeros(
     q: QTensor, size: list[int], *, dtype: Any = None, device: Any = None, **_: Any
 ) -> QTensor:
     """A tensor of the same format and another shape; its codes are all zero until they are copied
-    over."""
+    over. Of size [0], as FSDP2 makes for a rank that gets nothing, it has no rows."""
+    if list(size) == [0] and not q.transposed:
+        return q.map(lambda t: t.new_zeros(0, *t.shape[1:]), shape=torch.Size(size))
     if len(size) != q.dim() or q.transposed:
         raise UnsupportedOpError(
             f"new_zeros of a {type(q).__name__} keeps the number of dimensions ({q.dim()}), got "

@@ -7,15 +7,22 @@
 # The runtime is linked statically, so that the module imports anywhere; the driver is looked for at the first call.
 
 set(AO_CUDA_OPS
+  adam_step
   dequantize
+  float8_dynamic_grouped_linear
   float8_dynamic_linear
+  float8_grouped_linear
   float8_linear
   float8_static_linear
+  int4_grouped_linear
   int4_linear
+  int8_dynamic_grouped_linear
   int8_dynamic_linear
+  int8_grouped_linear
   int8_linear
   int8_static_linear
   intx_linear
+  lion_step
 )
 set(AO_CUDA_KERNELS
   byte_product
@@ -23,6 +30,19 @@ set(AO_CUDA_KERNELS
   byte_product_float8_blocks
   byte_product_int8
   dequantize
+  grouped_bytes
+  grouped_bytes_float8
+  grouped_bytes_int8
+  grouped_large_bytes
+  grouped_large_int4
+  grouped_large_int4_narrow
+  grouped_small_bytes
+  grouped_small_int4
+  grouped_weight_only
+  optimizer_step_bits4
+  optimizer_step_bits8
+  optimizer_step_e4m3
+  optimizer_step_full
   probe
   quantize_tokens
   weight_only_large
@@ -33,6 +53,7 @@ set(AO_CUDA_KERNELS
   weight_only_large_int4_64
   weight_only_large_int4_row
   weight_only_large_int8
+  weight_only_mid
   weight_only_small_float8
   weight_only_small_int4
   weight_only_small_int8

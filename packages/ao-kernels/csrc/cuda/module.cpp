@@ -2,6 +2,7 @@
 
 #include "cuda/byte_product.h"
 #include "cuda/device.h"
+#include "cuda/experts.h"
 #include "cuda/weight_only_large.h"
 #include "cuda/weight_only_small.h"
 #include "tensor.h"
@@ -9,15 +10,22 @@
 namespace py = pybind11;
 
 // One declaration and one call an op; each is defined in csrc/cuda/<op>.cpp.
+void register_adam_step(py::module_& m);
 void register_dequantize(py::module_& m);
+void register_float8_dynamic_grouped_linear(py::module_& m);
 void register_float8_dynamic_linear(py::module_& m);
+void register_float8_grouped_linear(py::module_& m);
 void register_float8_linear(py::module_& m);
 void register_float8_static_linear(py::module_& m);
+void register_int4_grouped_linear(py::module_& m);
 void register_int4_linear(py::module_& m);
+void register_int8_dynamic_grouped_linear(py::module_& m);
 void register_int8_dynamic_linear(py::module_& m);
+void register_int8_grouped_linear(py::module_& m);
 void register_int8_linear(py::module_& m);
 void register_int8_static_linear(py::module_& m);
 void register_intx_linear(py::module_& m);
+void register_lion_step(py::module_& m);
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of ao_kernels: raw addresses and sizes, no torch headers.";
@@ -33,13 +41,23 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("byte_product_refusal", [](int device) { return ao::bytes::device_refusal(*ao::device(device)); },
         py::arg("device"), "Why no product of 8-bit codes runs on this CUDA device, or an empty string.");
 
+  register_adam_step(m);
+  m.def("force_grouped_tile", [](int tokens) { ao::forced_tile = tokens; }, py::arg("tokens"),
+        "Tokens of a tile of the grouped linears in place of those that the rules choose; 0 for those of the rules.");
+
   register_dequantize(m);
+  register_float8_dynamic_grouped_linear(m);
   register_float8_dynamic_linear(m);
+  register_float8_grouped_linear(m);
   register_float8_linear(m);
   register_float8_static_linear(m);
+  register_int4_grouped_linear(m);
   register_int4_linear(m);
+  register_int8_dynamic_grouped_linear(m);
   register_int8_dynamic_linear(m);
+  register_int8_grouped_linear(m);
   register_int8_linear(m);
   register_int8_static_linear(m);
   register_intx_linear(m);
+  register_lion_step(m);
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include "cuda/device.h"
 #include "cuda/weight_only_large.h"
+#include "cuda/weight_only_mid.h"
 #include "cuda/weight_only_small.h"
 #include "linear_call.h"
 
@@ -39,6 +40,7 @@ PyObject* run_weight_only(const char* op, LinearCall& call) {
   }
   const small::Shape shape{a.M, a.N, a.K, a.group_size, BITS > 0 ? BITS : 8, a.zero != nullptr};
   if (!small::takes(shape, at) || !small::takes_memory(a)) return not_implemented();
+  if (BITS == 4 && mid::takes(a, at)) return run_on_device(op, call, mid::launch);
   const small::Plan& plan = small::remembered_plan(shape, at);
   return run_on_device(op, call, [&](const LinearArgs& args, const Device& device, cudaStream_t stream) {
     return small::launch<BITS>(args, device, plan, stream);

@@ -3,6 +3,7 @@
 
 #include "cuda/tensor_map.h"
 #include "cuda/weight_only_large_launch.cuh"
+#include "cuda/weight_only_mid.h"
 
 namespace ao::large {
 
@@ -19,24 +20,65 @@ extern template cudaError_t launch_groups<kE4m3, 4>(const Launch&);
 extern template cudaError_t launch_groups<kE5m2, 0>(const Launch&);
 extern template cudaError_t launch_groups<kE5m2, 1>(const Launch&);
 
-// Rules fitted to an H200: 4096 x 4096, 14336 x 4096 and 4096 x 14336 with 16 to 4096 tokens.
+namespace {
+
+// Microseconds of a stage of a tile, on an H200: 4096 x 4096, 14336 x 4096, 4096 x 14336 and 6144 x 4096 with 128 to 1024 tokens. That of
+// 64 tokens is for one CTA of a multiprocessor; two take kShared times as long, together.
+struct TileCost {
+  int consumers, tokens, ctas;
+  double stage;
+};
+constexpr TileCost kInt4Costs[] = {{2, 128, 1, 0.85}, {3, 128, 1, 1.12}, {2, 256, 1, 1.28}};
+constexpr TileCost kByteCosts[] = {{2, 64, 2, 0.66}, {2, 128, 1, 0.84}, {4, 128, 1, 1.38}};
+constexpr double kShared = 1.4;
+constexpr double kPartsCost = 2.5;  // to add up the parts of 128 by 128 sums
+
+int64_t tiles_of(const LinearArgs& a, int consumers, int tokens) {
+  return (a.N + 64 * consumers - 1) / (64 * consumers) * ((a.M + tokens - 1) / tokens);
+}
+
+// Multiprocessors that clusters of so many CTAs can fill: they lie within groups of multiprocessors and leave some over. A guess on the
+// safe side, as in weight_only_small.cpp. 4096 x 4096, 128 tokens: 128 CTAs in clusters of 4 took more than 20.8 us, 88 15.8.
+int64_t places_of(const Device& device, int split) { return split > 2 ? device.multiprocessors * 2 / 3 : device.multiprocessors; }
+
+double cost_of(const Device& device, const TileCost& tile, int64_t units, int split, int64_t blocks) {
+  const int64_t places = places_of(device, split);
+  const bool shared = tile.ctas > 1 && units > places;
+  const int64_t at_once = places * (shared ? tile.ctas : 1), waves = (units + at_once - 1) / at_once;
+  const double parts = split > 1 ? kPartsCost * tile.consumers * tile.tokens / 256 : 0;
+  return static_cast<double>(waves * ((blocks + split - 1) / split)) * tile.stage * (shared ? kShared : 1) + parts;
+}
+
+// K is split only where all CTAs find a place at once.
+template <size_t N>
+Plan cheapest_plan(const LinearArgs& a, const Device& device, const TileCost (&tiles)[N], int64_t blocks) {
+  Plan best{};
+  double best_cost = 0;
+  for (const TileCost& tile : tiles)
+    for (int split = 1; split <= 8; split *= 2) {
+      const int64_t units = tiles_of(a, tile.consumers, tile.tokens) * split;
+      if (split > 1 && (blocks < 8 * split || units > places_of(device, split) * tile.ctas)) break;
+      const double cost = cost_of(device, tile, units, split, blocks);
+      if (!best.split || cost < best_cost) best = {tile.consumers, tile.tokens, tile.ctas, split}, best_cost = cost;
+    }
+  return best;
+}
+
+}  // namespace
+
+// Up to 64 tokens rules, beyond costs.
 Plan make_plan(const LinearArgs& a, const Device& device) {
-  const int64_t M = a.M, columns = (a.N + 127) / 128, blocks = (a.K + kStageK - 1) / kStageK;
-  Plan plan{.tokens = 256, .split = 1};
-  if (M <= 32) plan.tokens = 32;
-  else if (M <= 64 || (M <= 128 && columns < 64)) plan.tokens = 64;
-  else if (M <= 128 || columns * ((M + 255) / 256) < 100) plan.tokens = 128;
-  if (plan.tokens == 256) return plan;
-  const int64_t tiles = columns * ((M + plan.tokens - 1) / plan.tokens);
-  const int most = plan.tokens == 128 ? 4 : 8;
-  if (a.bits != 4 && a.G == 1 && plan.tokens == 64 && tiles >= 100 && tiles <= device.multiprocessors) {
-    plan.alone = true;
-    return plan;
-  }
-  const int at_once = device.multiprocessors * (a.bits != 4 && plan.tokens < 128 ? 2 : 1);
+  const int64_t blocks = (a.K + kStageK - 1) / kStageK;
+  const bool int4 = a.bits == 4, narrow = 2 * tiles_of(a, 1, 1 << 30) <= device.multiprocessors;
+  if (a.M > 64) return int4 ? cheapest_plan(a, device, kInt4Costs, blocks) : cheapest_plan(a, device, kByteCosts, blocks);
+  Plan plan{.consumers = 2, .tokens = 64, .ctas = 2, .split = 1};
+  if (a.M <= 32) plan = int4 ? Plan{1, 32, 4, 1} : narrow ? Plan{1, 32, 3, 1} : Plan{2, 32, 2, 1};
+  else if (int4 && narrow) plan = {1, 64, 3, 1};
+  const int64_t tiles = tiles_of(a, plan.consumers, plan.tokens);
+  if (!int4 && a.G == 1 && plan.tokens == 64 && tiles >= 100 && tiles <= device.multiprocessors) return {2, 64, 1, 1};
+  const int64_t at_once = device.multiprocessors * plan.ctas;
+  const int most = int4 && a.M <= 32 ? 8 : 4;
   while (plan.split < most && tiles * plan.split * 2 <= at_once && blocks >= 16 * plan.split) plan.split *= 2;
-  // Two CTAs of a multiprocessor, each with half of K, rather than one.
-  if (plan.split == 1 && plan.tokens < 128 && tiles <= device.multiprocessors && blocks >= 16) plan.split = 2;
   return plan;
 }
 
@@ -61,22 +103,21 @@ bool takes(const LinearArgs& a, const Device& device) {
 }
 
 cudaError_t launch(const LinearArgs& a, const Device& device, cudaStream_t stream) {
+  if (mid::takes(a, device)) return mid::launch(a, device, stream);
   Launch l;
   l.plan = make_plan(a, device);
   l.multiprocessors = device.multiprocessors;
   l.early = device.early_launch;
   l.stream = stream;
-  const bool vectors = a.scale_stride % 8 == 0 && reinterpret_cast<uintptr_t>(a.scale) % 16 == 0 &&
-                       reinterpret_cast<uintptr_t>(a.zero) % 16 == 0;
   l.args = {.scale = a.scale, .zero = a.zero, .bias = a.bias, .y = static_cast<__nv_bfloat16*>(a.y),
             .M = static_cast<int>(a.M), .N = static_cast<int>(a.N), .K = static_cast<int>(a.K), .G = static_cast<int>(a.G),
             .scale_stride = static_cast<int>(a.scale_stride), .group_size = static_cast<int>(a.group_size),
-            .block_n = static_cast<int>(a.block_n),
-            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .vector_scales = vectors, .chained = l.early && is_chained(stream)};
+            .block_n = static_cast<int>(a.block_n), .split = l.plan.split,
+            .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype, .chained = l.early && is_chained(stream)};
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, a.x, a.K, a.M, 2 * a.x_stride, 64, l.plan.tokens,
               CU_TENSOR_MAP_SWIZZLE_128B) ||
       !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, a.codes, a.row_bytes, a.N, a.row_bytes,
-              stage_code_bytes(a.bits), 128, a.bits == 4 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B))
+              stage_code_bytes(a.bits), 64 * l.plan.consumers, a.bits == 4 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorInvalidValue;
   const bool row = a.G == 1, stages = a.group_size % kStageK == 0;  // what a group spans
   switch (a.bits) {

@@ -14,11 +14,9 @@ namespace ao::large {
 // here and 194 so. Nothing was measured between.
 constexpr int64_t library_tokens(int bits) { return bits == 4 ? 2048 : 4096; }
 
-// tokens of a tile (32, 64, 128 or 256) and CTAs that share a tile. alone: a CTA of 64 tokens has a multiprocessor for itself,
-// as those of more tokens do, and more stages; codes of a byte and one scale a row only.
+// A tile is 64 * consumers output features by `tokens`; `ctas` of its CTAs fit into a multiprocessor; `split` CTAs share a tile.
 struct Plan {
-  int tokens, split;
-  bool alone = false;
+  int consumers, tokens, ctas, split;
 };
 
 Plan make_plan(const LinearArgs& a, const Device& device);

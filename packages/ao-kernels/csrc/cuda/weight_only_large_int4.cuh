@@ -4,79 +4,85 @@
 
 namespace ao::large {
 
+// A code in the last bits of a bf16, code * 2**-133, is what a fused multiply-add takes; so is one four bits higher, for exponents of
+// 0 and 1 have the same step. A byte twice and one mask are two codes thus, the second times 16.
+//
 // Weights stand in the products as (code - zero) * scale / 16, and sums are multiplied by 16 at the end: scales below 1/4, which are
-// nearly all, can then be multiplied by 2**129. A code in the last bits of a bf16 is code * 2**-133, and one fused multiply-add makes
+// nearly all, can then be multiplied by 2**129, and
 //   (code - 8) * scale / 16 = (code * 2**-133) * (scale * 2**129) - scale / 2
-// rounded once. Other scales take a subtraction and a multiplication.
-constexpr float kSmallScale = 0.25f, kWeightFactor = 1.0f / 16;
+// is rounded once. With zeros (code - zero) / 64 comes first. Scales that are too small or too large for this take more instructions.
+constexpr uint32_t kCodeScale = 0x7d007f00;  // 2**127, and 2**123 for the second code: both give code / 64
 
-// Byte t of a word: its two codes in the last bits of two bf16, under `exponent`.
-template <uint32_t exponent>
-__device__ inline __nv_bfloat162 spread_pair(uint32_t word, uint32_t selector) {
-  const uint32_t both = __byte_perm(word, 0, selector) * 0x1001u;  // the upper code reaches bit 16
-  uint32_t spread;
-  asm("lop3.b32 %0, %1, 0x000f000f, %2, 0xea;" : "=r"(spread) : "r"(both), "n"(exponent));
-  return *reinterpret_cast<__nv_bfloat162*>(&spread);
-}
-
-// code - 8.
-__device__ inline __nv_bfloat162 less_eight(uint32_t word, uint32_t selector) {
-  return __hsub2(spread_pair<0x43004300>(word, selector), __nv_bfloat162(136.0f, 136.0f));
+// A byte twice in a word: its two codes as said above.
+__device__ inline __nv_bfloat162 small_pair(uint32_t word, uint32_t selector) {
+  uint32_t pair;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(pair) : "r"(word), "r"(selector));  // __byte_perm masks its selector first
+  asm("lop3.b32 %0, %0, 0x00f0000f, 0, 0xc0;" : "+r"(pair));
+  return pair_of(pair);
 }
 
 // (code - 8) / 16.
 __device__ inline __nv_bfloat162 less_eight_sixteenth(uint32_t word, uint32_t selector) {
-  return __hsub2(spread_pair<0x41004100>(word, selector), __nv_bfloat162(8.5f, 8.5f));
+  const uint32_t both = __byte_perm(word, 0, selector) & 0xff;
+  const uint32_t spread = (both * 0x1001u & 0x000f000fu) | 0x41004100u;
+  return __hsub2(pair_of(spread), __nv_bfloat162(8.5f, 8.5f));
 }
 
 template <class Tile, bool ZERO>
 class Int4Weights {
  public:
   static constexpr int NS = Tile::NS, NP = NS == 0 ? 1 : NS;
-  static constexpr float kFactor = NS == 0 ? 1.0f : 1 / kWeightFactor;  // of the sums
+  static constexpr float kFactor = NS == 0 ? 64.0f : 16.0f;  // of the sums
 
-  __device__ explicit Int4Weights(const LargeThread& thread) : thread_(thread), a_(thread.args), selector_(0x4440 | thread.t) {}
+  __device__ explicit Int4Weights(const LargeThread& thread)
+      : thread_(thread), a_(thread.args), selector_(0x4040 | thread.t * 0x0101),
+        place_(thread.row(0) * stage_code_bytes(4) | (thread.g >> 1 & 3) * 16) {
+    asm volatile("" : "+r"(selector_), "+r"(place_));  // kept, not made again every time
+  }
 
-  // Scales and zeros are read eight groups at a time, one such vector ahead.
+  // Scales and zeros are read two stages ahead.
   __device__ void start_scales(int n0, int block) {
     if constexpr (NS > 0) {
-      loaded_ = first_group(block) / 8;
-      fetch(n0, loaded_);
-      advance(n0);
+#pragma unroll
+      for (int part = 0; part < 2; ++part) row_[part] = int64_t{min(n0 + thread_.row(part), a_.N - 1)} * a_.scale_stride;
+      fetch(0, block);
+      fetch(1, block + 1);
     }
   }
 
   // Makes scale_ and offset_ those of a stage.
-  __device__ void take_scales(int n0, int block) {
+  __device__ void take_scales(int block) {
     if constexpr (NS > 0) {
-      const int first = first_group(block);
-      if (first / 8 > loaded_) {
-        ++loaded_;
-        advance(n0);
-      }
-      bool small = !ZERO;
+      bool small = true;
 #pragma unroll
       for (int part = 0; part < 2; ++part)
 #pragma unroll
         for (int i = 0; i < NS; ++i) {
-          const uint32_t both = element(scales_[0][part], first % 8 + i);
-          small = small && (both & 0x7fff) - 0x0100 < 0x3d80;  // from 2**-125 to 1/4
-          scale_[part][i] = both;
+          const uint32_t scale = scales_[0][part][i];
+          if (ZERO) small = small && (scale & 0x7fff) < 0x7e00;  // 2**125
+          else small = small && (scale & 0x7fff) - 0x0100 < 0x3d80;  // from 2**-125 to 1/4
+          scale_[part][i] = scale * 0x10001u;
+          scales_[0][part][i] = scales_[1][part][i];
           if (ZERO) {
-            const float zero = __uint_as_float(element(zeros_[0][part], first % 8 + i) << 16);
-            const __nv_bfloat16 offset = __float2bfloat16((zero - 8.0f) * kWeightFactor);
-            offset_[part][i] = bits_of(__nv_bfloat162(offset, offset));
+            offset_[part][i] = zeros_[0][part][i];
+            zeros_[0][part][i] = zeros_[1][part][i];
           }
         }
+      fetch(1, block + 2);
       small_ = __all_sync(0xffffffff, small);
-      if constexpr (ZERO) return;
-      if (!small_) return;
 #pragma unroll
       for (int part = 0; part < 2; ++part)
 #pragma unroll
         for (int i = 0; i < NS; ++i) {
-          offset_[part][i] = (scale_[part][i] ^ 0x80008000) - 0x00800080;  // -scale / 2
-          scale_[part][i] += 0x40804080;                                     // scale * 2**129
+          if constexpr (ZERO) {
+            const float zero = __uint_as_float(offset_[part][i] << 16);
+            const __nv_bfloat16 offset = __float2bfloat16(small_ ? zero * (-1.0f / 64) : (zero - 8.0f) * (1.0f / 16));
+            offset_[part][i] = bits_of(__nv_bfloat162(offset, offset));
+            if (small_) scale_[part][i] = bits_of(__hmul2(pair_of(scale_[part][i]), __nv_bfloat162(4.0f, 4.0f)));
+          } else if (small_) {
+            offset_[part][i] = (scale_[part][i] ^ 0x80008000) - 0x00800080;  // -scale / 2
+            scale_[part][i] += 0x3e804080;                                     // scale * 2**129, scale * 2**125
+          }
         }
     }
   }
@@ -84,7 +90,7 @@ class Int4Weights {
   // The left operands of half a stage: 64 input features of all rows.
   template <int H>
   __device__ void unpack(uint32_t codes) {
-    if (NS > 0 && !ZERO && small_) unpack_as<H, true>(codes);
+    if (NS == 0 || small_) unpack_as<H, true>(codes);
     else unpack_as<H, false>(codes);
   }
 
@@ -92,11 +98,10 @@ class Int4Weights {
   __device__ void unpack_as(uint32_t codes) {
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      const int r = row(part);
       uint32_t words[8];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const uint32_t at = codes + r * stage_code_bytes(4) + ((2 * H + i) ^ (r >> 1 & 3)) * 16;  // 64-byte swizzle
+        const uint32_t at = codes + (place_ ^ (2 * H + i) * 16) + 8 * part * stage_code_bytes(4);  // 64-byte swizzle
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(words[4 * i]), "=r"(words[4 * i + 1]), "=r"(words[4 * i + 2]), "=r"(words[4 * i + 3])
                      : "r"(at));
@@ -105,22 +110,9 @@ class Int4Weights {
       for (int s = 0; s < 4; ++s)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const uint32_t word = words[2 * s + i];
-          __nv_bfloat162 v;
-          if constexpr (NS == 0) {
-            v = less_eight(word, selector_);
-          } else {
-            const int group = NS == 4 ? 2 * H + s / 2 : NS == 2 ? H : 0;
-            const __nv_bfloat162 scale = pair_of(scale_[part][group]), offset = pair_of(offset_[part][group]);
-            if constexpr (SMALL) {
-              v = __hfma2(spread_pair<0>(word, selector_), scale, offset);
-            } else {
-              v = less_eight_sixteenth(word, selector_);
-              if (ZERO) v = __hsub2(v, offset);
-              v = __hmul2(v, scale);
-            }
-          }
-          operand[H][s][part + 2 * i] = bits_of(v);
+          const int group = NS == 4 ? 2 * H + s / 2 : NS == 2 ? H : 0;
+          operand[H][s][part + 2 * i] =
+              bits_of(weights<SMALL>(words[2 * s + i], pair_of(scale_[part][group]), pair_of(offset_[part][group])));
         }
     }
   }
@@ -128,50 +120,39 @@ class Int4Weights {
   uint32_t operand[2][4][4];
 
  private:
-  __device__ int row(int part) const { return thread_.row(part); }
-  __device__ int first_group(int block) const { return NS == 1 ? block * kStageK / a_.group_size : block * NS; }
-
-  // Element i of eight bf16, twice.
-  __device__ static uint32_t element(const uint4& v, int i) {
-    const uint32_t word = i < 4 ? (i < 2 ? v.x : v.y) : (i < 6 ? v.z : v.w);
-    return __byte_perm(word, 0, i % 2 ? 0x3232 : 0x1010);
+  template <bool SMALL>
+  __device__ __nv_bfloat162 weights(uint32_t word, __nv_bfloat162 scale, __nv_bfloat162 offset) const {
+    if constexpr (NS == 0) return __hfma2(small_pair(word, selector_), pair_of(kCodeScale), __nv_bfloat162(-0.125f, -0.125f));
+    else if constexpr (SMALL && !ZERO) return __hfma2(small_pair(word, selector_), scale, offset);
+    else if constexpr (SMALL) return __hmul2(__hfma2(small_pair(word, selector_), pair_of(kCodeScale), offset), scale);
+    __nv_bfloat162 v = less_eight_sixteenth(word, selector_);
+    if (ZERO) v = __hsub2(v, offset);
+    return __hmul2(v, scale);
   }
 
-  __device__ uint4 eight(const void* data, int n, int g) const {
-    const auto* p = static_cast<const __nv_bfloat16*>(data) + int64_t{n} * a_.scale_stride;
-    if (a_.vector_scales && g + 8 <= a_.G) return *reinterpret_cast<const uint4*>(p + g);
-    uint32_t words[4];
+  // Bits of the scales and zeros of a stage's groups; behind the last group those of the last one.
+  __device__ void fetch(int to, int block) {
+    const auto* scale = static_cast<const uint16_t*>(a_.scale);
+    const auto* zero = static_cast<const uint16_t*>(a_.zero);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      words[i] = bits_of(__nv_bfloat162(p[min(g + 2 * i, a_.G - 1)], p[min(g + 2 * i + 1, a_.G - 1)]));
-    return make_uint4(words[0], words[1], words[2], words[3]);
-  }
-
-  __device__ void fetch(int n0, int eighth) {
+    for (int i = 0; i < NS; ++i) {
+      int group = NS * block + i;
+      if (NS == 1 && a_.group_size != kStageK) group = static_cast<uint32_t>(block) / static_cast<uint32_t>(a_.group_size / kStageK);
+      group = min(group, a_.G - 1);
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const int n = min(n0 + row(part), a_.N - 1);
-      scales_[1][part] = eight(a_.scale, n, 8 * eighth);
-      if (ZERO) zeros_[1][part] = eight(a_.zero, n, 8 * eighth);
+      for (int part = 0; part < 2; ++part) {
+        scales_[to][part][i] = scale[row_[part] + group];
+        if (ZERO) zeros_[to][part][i] = zero[row_[part] + group];
+      }
     }
-  }
-
-  // The next eight groups come into use, and those behind them are fetched.
-  __device__ void advance(int n0) {
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      scales_[0][part] = scales_[1][part];
-      if (ZERO) zeros_[0][part] = zeros_[1][part];
-    }
-    if (8 * (loaded_ + 1) < a_.G) fetch(n0, loaded_ + 1);
   }
 
   const LargeThread& thread_;
   const LargeArgs& a_;
-  uint32_t selector_;
-  uint4 scales_[2][2], zeros_[2][2];  // of the eight groups in use and of the next eight
-  int loaded_;                                // the eight groups in use
-  bool small_;
+  uint32_t selector_, place_;  // place_: of its first codes in a stage, before the swizzle
+  int64_t row_[2];             // of the scales
+  uint32_t scales_[2][2][NP], zeros_[2][2][NP];  // bf16, of the next two stages
+  bool small_ = true;
   uint32_t scale_[2][NP], offset_[2][NP];  // bf16, twice
 };
 

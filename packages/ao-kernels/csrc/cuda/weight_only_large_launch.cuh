@@ -21,43 +21,47 @@ cudaError_t launch_tile(const Launch& l) {
   constexpr auto kernel = weight_only_large<Tile, ZERO>;
   if (const cudaError_t error = allow_shared_memory<kernel>(Tile::kShared)) return error;
   const int tiles = (l.args.M + Tile::BM - 1) / Tile::BM * ((l.args.N + Tile::BN - 1) / Tile::BN);
-  const int at_once = l.multiprocessors * Tile::CTAS;
-  Grid grid(Tile::SPLIT > 1 || tiles < at_once ? tiles * Tile::SPLIT : at_once, kLargeThreads, Tile::kShared, l.stream);
-  grid.cluster(Tile::SPLIT);
+  const int at_once = l.multiprocessors * Tile::CTAS, split = l.args.split;
+  if (split > 1 && !Tile::kSplits) return cudaErrorInvalidValue;
+  Grid grid(split > 1 || tiles < at_once ? tiles * split : at_once, Tile::kThreads, Tile::kShared, l.stream);
+  grid.cluster(split);
   if (l.early) grid.early();
   return grid.start(kernel, l.x_map, l.codes_map, l.args);
 }
 
-// Stages fill the shared memory of a multiprocessor (128 tokens or more), or half of it.
-constexpr int stages_of(int codes, int tokens) {
-  if (codes == 4) return tokens == 32 ? 6 : tokens == 64 ? 4 : tokens == 128 ? 5 : 3;
-  return tokens == 32 ? 4 : tokens == 64 ? 3 : tokens == 128 ? 4 : 2;
-}
-
-template <int CODES, int NS, bool ZERO, int BM, int SPLIT>
-cudaError_t launch_sizes(const Launch& l) {
-  return launch_tile<LargeTile<CODES, BM, stages_of(CODES, BM), SPLIT, BM < 128 ? 2 : 1, NS>, ZERO>(l);
+// Stages fill the part of a multiprocessor's shared memory that a CTA has.
+constexpr int stages_of(int codes, int consumers, int tokens, int ctas) {
+  const int stage = 64 * consumers * stage_code_bytes(codes) + 256 * tokens;
+  return (((228 << 10) / ctas - 1024) - 1024 - store_bytes(consumers, tokens)) / (stage + 16);
 }
 
 template <int CODES, int NS, bool ZERO>
+struct Tiles {
+  template <int CONSUMERS, int BM, int CTAS>
+  static bool launch(const Launch& l, cudaError_t& error) {
+    const Plan& p = l.plan;
+    if (p.consumers != CONSUMERS || p.tokens != BM || p.ctas != CTAS) return false;
+    error = launch_tile<LargeTile<CODES, CONSUMERS, BM, stages_of(CODES, CONSUMERS, BM, CTAS), CTAS, NS>, ZERO>(l);
+    return true;
+  }
+};
+
+// The tiles that make_plan() chooses from.
+template <int CODES, int NS, bool ZERO>
 cudaError_t launch_plan(const Launch& l) {
-  if constexpr (CODES != 4 && NS == 0) {
-    if (l.plan.alone) return launch_tile<LargeTile<CODES, 64, 6, 1, 1, NS>, ZERO>(l);
+  using T = Tiles<CODES, NS, ZERO>;
+  cudaError_t error = cudaErrorInvalidValue;  // a plan of no tile
+  if constexpr (CODES == 4) {
+    T::template launch<1, 32, 4>(l, error) || T::template launch<1, 64, 3>(l, error) || T::template launch<2, 64, 2>(l, error) ||
+        T::template launch<2, 128, 1>(l, error) || T::template launch<3, 128, 1>(l, error) || T::template launch<2, 256, 1>(l, error);
+  } else {
+    if constexpr (NS == 0) {
+      if (T::template launch<2, 64, 1>(l, error)) return error;
+    }
+    T::template launch<1, 32, 3>(l, error) || T::template launch<2, 32, 2>(l, error) || T::template launch<2, 64, 2>(l, error) ||
+        T::template launch<2, 128, 1>(l, error) || T::template launch<4, 128, 1>(l, error);
   }
-  switch (l.plan.tokens * 16 + l.plan.split) {
-    case 32 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 32, 1>(l);
-    case 32 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 32, 2>(l);
-    case 32 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 32, 4>(l);
-    case 32 * 16 + 8: return launch_sizes<CODES, NS, ZERO, 32, 8>(l);
-    case 64 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 64, 1>(l);
-    case 64 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 64, 2>(l);
-    case 64 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 64, 4>(l);
-    case 64 * 16 + 8: return launch_sizes<CODES, NS, ZERO, 64, 8>(l);
-    case 128 * 16 + 1: return launch_sizes<CODES, NS, ZERO, 128, 1>(l);
-    case 128 * 16 + 2: return launch_sizes<CODES, NS, ZERO, 128, 2>(l);
-    case 128 * 16 + 4: return launch_sizes<CODES, NS, ZERO, 128, 4>(l);
-    default: return launch_sizes<CODES, NS, ZERO, 256, 1>(l);
-  }
+  return error;
 }
 
 template <int CODES, int NS>

@@ -8,9 +8,6 @@
 namespace ao::large {
 
 constexpr int kStageK = 128;            // input features a stage
-constexpr int kConsumers = 2;           // warpgroups
-constexpr int kLargeThreads = 128 * (kConsumers + 1);
-
 // Bytes of a row of codes a stage.
 __host__ __device__ constexpr int stage_code_bytes(int codes) { return codes == 4 ? kStageK / 2 : kStageK; }
 
@@ -22,27 +19,30 @@ struct LargeArgs {
   int M, N, K, G;
   int scale_stride;    // G, or 0 where all rows share the scales
   int group_size, block_n;
+  int split;           // CTAs that share a tile
   DType scale_dtype, bias_dtype;
-  bool vector_scales;  // rows of scales and zeros begin at multiples of 16 bytes
   bool chained;        // to the grid in front: codes are fetched at once (chain.h)
 };
 
-// CODES: 4, kInt8, kE4m3 or kE5m2. SPLIT: CTAs that share a tile. CTAS: of a multiprocessor. NS: groups in 128 input
-// features (1, 2, 4; codes of a byte: 4 stands for 2 too), or 0 where a group spans the row.
-template <int CODES_, int BM_, int STAGES_, int SPLIT_, int CTAS_, int NS_>
+// CODES: 4, kInt8, kE4m3 or kE5m2. CONSUMERS: warpgroups of 64 output features. BM: tokens. CTAS: of a multiprocessor. NS: groups in
+// 128 input features (1, 2, 4; codes of a byte: 4 stands for 2 too), or 0 where a group spans the row.
+template <int CODES_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, int NS_>
 struct LargeTile {
-  static constexpr int CODES = CODES_, BM = BM_, STAGES = STAGES_, SPLIT = SPLIT_, CTAS = CTAS_, NS = NS_;
-  // Registers a thread, moved from the producer's warpgroup to the consumers': 168 or 80 at launch.
-  static constexpr int kProducerRegisters = CTAS == 1 ? 40 : 24, kConsumerRegisters = CTAS == 1 ? 232 : 104;
-  static constexpr int BN = 64 * kConsumers;
+  static constexpr int CODES = CODES_, CONSUMERS = CONSUMERS_, BM = BM_, STAGES = STAGES_, CTAS = CTAS_, NS = NS_;
+  // A warpgroup of a CTA that has a multiprocessor for itself only fills the ring; it hands registers to the others, 168 each at launch.
+  // Smaller CTAs need them all, and a thread of theirs fills the ring.
+  static constexpr bool kProducer = CONSUMERS == 2 && CTAS == 1;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static constexpr int kConsumerThreads = 128 * CONSUMERS, kThreads = kConsumerThreads + 128 * kProducer;
+  static constexpr int BN = 64 * CONSUMERS;
   static constexpr int kCodes = BN * stage_code_bytes(CODES);
   static constexpr int kHalfX = BM * 128;           // 64 input features of all tokens
   static constexpr int kStage = kCodes + 2 * kHalfX;
-  static constexpr int kEpilogue = SPLIT == 1 ? store_bytes(kConsumers, BM) : 0;
+  static constexpr int kEpilogue = store_bytes(CONSUMERS, BM);
   static constexpr int kPitch = BN + 4;             // floats; 2 * kPitch % 32 == 8: no bank conflicts
   static constexpr int kRing = STAGES * kStage;
+  static constexpr bool kSplits = BM * kPitch * 4 <= kRing + kEpilogue;  // the sums of a part fit where the stages were
   static constexpr int kShared = 1024 + kRing + kEpilogue + 16 * STAGES;
-  static_assert(SPLIT == 1 || BM * kPitch * 4 <= kRing);
   static_assert(kCodes % 1024 == 0 && kHalfX % 1024 == 0);
 };
 

@@ -255,10 +255,9 @@ __device__ void store(const Arguments& a, const float* sums, float* parts, int t
   synchronize_cluster();  // no block ends while others read its shared memory
 }
 
-// THREADS: the most a block may have, which leaves each 65536 / THREADS registers. SLOTS: of steps in shared memory, all
-// but one of them under way.
-template <int BITS, class Half, int NT, int FRAGMENTS, bool WIDE, bool ZERO, int SLOTS, int THREADS>
-__global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant__ Arguments a) {
+// What a block does. SLOTS: of steps in shared memory, all but one of them under way.
+template <int BITS, class Half, int NT, int FRAGMENTS, bool WIDE, bool ZERO, int SLOTS>
+__device__ __forceinline__ void multiply_block(const Arguments& a) {
   using C = Codes<BITS>;
   constexpr int kRows = 2 * FRAGMENTS;  // of a lane
   constexpr int kColumns = 8 * NT, kStepBytes = kStep / 8 * C::kUnitBytes;
@@ -419,6 +418,12 @@ __global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant_
         mine[(8 * nt + 2 * t + i % 2) * sum_stride(FRAGMENTS) + 16 * f + g + i / 2 * 8] = sum[f][nt][i];
   __syncthreads();
   store<Half, 8 * kRows, kWarpBytes / 4>(a, reinterpret_cast<const float*>(shared), parts, tile_0, tiles, rank);
+}
+
+// THREADS: the most a block may have, which leaves each 65536 / THREADS registers.
+template <int BITS, class Half, int NT, int FRAGMENTS, bool WIDE, bool ZERO, int SLOTS, int THREADS>
+__global__ void __launch_bounds__(THREADS, 1) weight_only(const __grid_constant__ Arguments a) {
+  multiply_block<BITS, Half, NT, FRAGMENTS, WIDE, ZERO, SLOTS>(a);
 }
 
 }  // namespace ao::small

@@ -24,6 +24,14 @@ __device__ inline uint64_t b_descriptor(uint32_t address) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
 }
 
+// The same in two steps: the lower half, to which 1 may be added for every 16 bytes, and the whole.
+__device__ inline uint32_t descriptor_start(uint32_t address) { return (address & 0x3ffff) >> 4 | 1 << 16; }
+__device__ inline uint64_t descriptor_of(uint32_t start) {
+  uint64_t whole;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(whole) : "r"(start), "n"(1 << 30 | 64));
+  return whole;
+}
+
 // The kinds of operands: what the instruction calls them, and its sums.
 struct Int8 {
   using Sum = int32_t;

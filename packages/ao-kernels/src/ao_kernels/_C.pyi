@@ -1,6 +1,8 @@
 """The compiled extension. The ops return NotImplemented for arguments that they do not take as they
 are."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,39 @@ def set_isa(name: str) -> None: ...
 def thread_backend() -> str: ...
 def set_thread_backend(name: str) -> None: ...
 def read_memory(address: int, bytes: int, n_threads: int) -> int: ...
+def adam_step(
+    n_threads: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    max_exp_avg_sq: Sequence[Tensor],
+    exp_avg_scale: Sequence[Tensor],
+    exp_avg_sq_scale: Sequence[Tensor],
+    max_exp_avg_sq_scale: Sequence[Tensor],
+    scalars: Tensor,
+    state_bits: str,
+    block_size: int,
+    decoupled: bool,
+    maximize: bool,
+    keys: Sequence[int],
+    offsets: Sequence[int],
+    /,
+) -> None: ...
+def lion_step(
+    n_threads: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_scale: Sequence[Tensor],
+    scalars: Tensor,
+    state_bits: str,
+    block_size: int,
+    maximize: bool,
+    keys: Sequence[int],
+    offsets: Sequence[int],
+    /,
+) -> None: ...
 def int4_linear(
     n_threads: int,
     x: Tensor,

@@ -2,12 +2,48 @@
 they do not take as they are. most_tokens: int4_linear takes no more than that many, beyond the 16
 that it takes in any case; 0 for any number. The other ops ignore it."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 def device_refusal(device: int) -> str: ...
 def most_token_values(device: int) -> int: ...
 def many_tokens_refusal(device: int) -> str: ...
+def force_grouped_tile(tokens: int) -> None: ...
 def byte_product_refusal(device: int) -> str: ...
+def adam_step(
+    n_threads: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    max_exp_avg_sq: Sequence[Tensor],
+    exp_avg_scale: Sequence[Tensor],
+    exp_avg_sq_scale: Sequence[Tensor],
+    max_exp_avg_sq_scale: Sequence[Tensor],
+    scalars: Tensor,
+    state_bits: str,
+    block_size: int,
+    decoupled: bool,
+    maximize: bool,
+    keys: Sequence[int],
+    offsets: Sequence[int],
+    /,
+) -> None: ...
+def lion_step(
+    n_threads: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_scale: Sequence[Tensor],
+    scalars: Tensor,
+    state_bits: str,
+    block_size: int,
+    maximize: bool,
+    keys: Sequence[int],
+    offsets: Sequence[int],
+    /,
+) -> None: ...
 def dequantize(
     x: Tensor,
     codes: Tensor,
@@ -94,6 +130,59 @@ def intx_linear(
     zero: Tensor | None,
     bits: int,
     group_size: int,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def float8_dynamic_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_n: int,
+    block_k: int,
+    activation: str,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def float8_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_n: int,
+    block_k: int,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int4_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    group_size: int,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_dynamic_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def int8_grouped_linear(
+    most_rows: int,
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    group_size: int,
+    offsets: Tensor,
     bias: Tensor | None = None,
     /,
 ) -> Tensor: ...

@@ -73,6 +73,8 @@ def table_and_call(
     parameters: Sequence[str], args: Sequence[Any]
 ) -> tuple[tuned.Table, tuned.Call] | None:
     """The table that knows about a call, and what it knows it by."""
+    if not isinstance(args[0], Tensor):  # a list: such calls have no table
+        return None
     table = tuned.table_of(args[0].device)
     call = None if table is None else tuned.call_of(parameters, args)
     return None if table is None or call is None else (table, call)

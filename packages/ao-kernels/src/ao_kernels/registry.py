@@ -9,7 +9,8 @@ An op module defines the op by decorating its reference, a plain function over p
     @my_linear.fake                               # shape and dtype of the result
     @my_linear.backward                           # gradients of the differentiable arguments
 
-and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``.
+and a kernel module adds ``@my_linear.kernel("cpu", device="cpu", supports=...)``. The first
+argument is a tensor, or a list of tensors on one device, as of ops that change many in one call.
 
 Where a call goes:
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -181,7 +182,7 @@ class Op:
 
     # ------------------------------------------------------------ calls
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         if is_dynamo_compiling():
             return self._trace(self._bind((x, *args), kwargs))
         if (
@@ -228,9 +229,11 @@ class Op:
         self._load(_device_of(bound))
         return choice.choice(self.name, self._parameters, self._select(bound), bound)
 
-    def _wants_grad(self, x: Tensor, args: tuple[Any, ...]) -> bool:
+    def _wants_grad(self, x: Any, args: tuple[Any, ...]) -> bool:
+        if not self._differentiable:
+            return False
         if x.requires_grad:
-            return bool(self._differentiable)
+            return True
         n_given = len(args)
         for position in self._differentiable:
             if 0 < position <= n_given:
@@ -267,7 +270,7 @@ class Op:
         special = (
             _n_dispatch_modes() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
         )
-        if special or not all(type(a) in _PLAIN for a in args if isinstance(a, Tensor)):
+        if special or not all(type(a) in _PLAIN for a in _tensors_in(args)):
             return self.overload(*args)
         if _grad_mode() and self._wants_grad(args[0], args[1:]):
             self._check(*args)
@@ -277,7 +280,7 @@ class Op:
     def _trace(self, args: tuple[Any, ...]) -> Any:
         # Kernel modules cannot be imported from a traced frame: until they are there, the custom op
         # chooses when it runs.
-        backend = "triton" if args[0].device.type in _ACCELERATORS else "cpu"
+        backend = "triton" if _device_of(args) in _ACCELERATORS else "cpu"
         if backend not in self._loaded:
             return self.overload(*args)
         device = _device_of(args)
@@ -415,7 +418,20 @@ def force(backend: str | None) -> str | None:
 
 
 def _device_of(args: tuple[Any, ...]) -> str:
-    return args[0].device.type
+    """The device of the first tensor; that of an empty list is the CPU."""
+    first = args[0]
+    if isinstance(first, list | tuple):
+        return first[0].device.type if first else "cpu"
+    return first.device.type
+
+
+def _tensors_in(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors among arguments, and in lists among them."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, list | tuple):
+            yield from (each for each in arg if isinstance(each, Tensor))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:

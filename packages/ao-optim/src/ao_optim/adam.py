@@ -6,27 +6,19 @@ with what works with it: schedulers, GradScaler, clip_grad_norm_, closures, DTen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from ao_core.moments import StateBits
 
-from .adam_update import adam_update
-from .loading import checked_full_state, checked_state, full_state
-from .moments import FORMATS, StateBits
-from .record import Layout, layout_of, mismatch, new_record, read_moment, write_moment
-from .rounding import random_bits, round_to_bfloat16
-from .sharding import element_index, local_part, local_part_as
+from .loading import checked_full_state, full_state
+from .quantized import Number, QuantizedOptimizer
+from .steps import Step, adam_steps
 
 __all__ = ["Adam4bit", "Adam8bit", "AdamFp8", "AdamW", "AdamW4bit", "AdamW8bit", "AdamWFp8"]
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-Number = float | Tensor
 
-
-class QuantizedAdam(Optimizer):
+class QuantizedAdam(QuantizedOptimizer):
     """What the seven optimizers share; use one of them.
 
     Args:
@@ -43,7 +35,7 @@ class QuantizedAdam(Optimizer):
         state_bits: 8, 4, "fp8" or 32 (full precision); None stands for the class's own. Like every
             other option it may differ between groups.
         bf16_stochastic_round: round new bfloat16 parameters stochastically, see
-            `ao_optim.rounding`; others are not affected.
+            `ao_core.rounding`; others are not affected.
         seed: of the random bits for that; a number in [0, 2**63).
 
     Raises ValueError for options out of range, TypeError for complex or integer parameters.
@@ -80,106 +72,11 @@ class QuantizedAdam(Optimizer):
             "state_bits": self.kind_bits if state_bits is None else state_bits,
             "bf16_stochastic_round": bf16_stochastic_round,
             "seed": seed,
-            "optimizer": type(self).__name__,
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as torch.optim does; options that it does not name are the optimizer's."""
-        group = dict(param_group)
-        options = {**self.defaults, **group}
-        if options["block_size"] is None:
-            row = FORMATS.get(options["state_bits"], FORMATS[8])
-            group["block_size"] = options["block_size"] = row.block_size
-        _check_options(options)
-        params = group["params"]
-        if not isinstance(params, set):  # which torch.optim refuses: it has no order
-            group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        for entry in group["params"]:
-            name, parameter = entry if isinstance(entry, tuple) else ("a parameter", entry)
-            if isinstance(parameter, Tensor) and parameter.dtype not in DTYPES:
-                known = ", ".join(str(dtype) for dtype in DTYPES)
-                raise TypeError(
-                    f"{type(self).__name__}: {name} has {parameter.dtype}; allowed are {known}. "
-                    "Give the real and imaginary parts as parameters of their own, or leave it out"
-                )
-        super().add_param_group(group)
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; returns what the closure returns.
-
-        Nothing is changed if a gradient is sparse (NotImplementedError) or the state does not fit
-        the options of its group any more (ValueError). NaN and inf in a gradient behave as in
-        torch.optim.AdamW: the element's parameter becomes NaN. Where its state is quantized, the
-        rest of its block becomes NaN with the next step.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        work = []
-        for place, (parameter, group) in enumerate(self._parameters()):
-            if parameter.grad is None:
-                continue
-            if parameter.grad.layout != torch.strided:
-                raise NotImplementedError(
-                    f"{type(self).__name__} takes dense gradients, got {parameter.grad.layout}; "
-                    "build the embedding with sparse=False, or use torch.optim.SparseAdam for it"
-                )
-            layout, record = layout_of(parameter, group), self.state.get(parameter)
-            if record and (problem := mismatch(record, layout)):
-                raise ValueError(
-                    f"the state of parameter {place} {problem}. state_bits, block_size and amsgrad "
-                    "cannot change after the first step: build a new optimizer and give it "
-                    "full_state_dict() of this one, by load_full_state_dict()"
-                )
-            work.append((place, parameter, group, layout))
-        for place, parameter, group, layout in work:
-            self._update(place, parameter, group, layout)
-        return loss
-
-    def _parameters(self) -> Iterable[tuple[Tensor, dict[str, Any]]]:
-        return ((p, group) for group in self.param_groups for p in group["params"])
-
-    def _update(self, place: int, parameter: Tensor, group: dict[str, Any], layout: Layout) -> None:
-        p, g = local_part(parameter), local_part_as(parameter.grad, parameter)
-        record = self.state[parameter]
-        if not record:
-            record.update(new_record(layout, p.device))
-        record["step"] += 1
-        step = record["step"].item()
-        moments = {name: read_moment(record, name, layout) for name in layout.moments}
-        new = adam_update(
-            p.to(layout.dtype),
-            g.to(layout.dtype),
-            moments,
-            step=step,
-            group=group,
-            decoupled=self.decoupled,
-        )
-        for name, moment in moments.items():
-            write_moment(record, name, moment, layout)
-        if group["bf16_stochastic_round"] and p.dtype == torch.bfloat16:
-            index = element_index(parameter)
-            bits = random_bits(index, seed=group["seed"], stream=place, step=int(step))
-            new = round_to_bfloat16(new, bits)
-        p.copy_(new)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` of the same class gave, to continue bit for bit.
-
-        All is checked before anything is changed: the class, the number of parameters of every
-        group, state_bits, block_size, and each tensor's name, dtype and shape. ValueError says what
-        does not fit. Options of the groups come from the state dict, as in torch.optim.
-        """
-        self._load(state_dict, checked_state)
+    def _advance(self, steps: list[Step]) -> None:
+        adam_steps(steps, decoupled=self.decoupled)
 
     def full_state_dict(self) -> dict[str, Any]:
         """The state in full precision, as torch.optim.Adam or AdamW takes it by `load_state_dict`.
@@ -197,44 +94,13 @@ class QuantizedAdam(Optimizer):
         """
         self._load(state_dict, checked_full_state)
 
-    def _load(self, state_dict: dict[str, Any], checked: Callable[..., dict[str, Any]]) -> None:
-        state_dict = state_dict.copy()
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = pre_hook(self, state_dict)
-            if changed is not None:
-                state_dict = changed
-        state = checked(self, state_dict)
-        for group in state["param_groups"]:
-            _check_options(group)
-        self.__setstate__(state)
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    betas, bits, block_size = options["betas"], options["state_bits"], options["block_size"]
-    for name in ("lr", "eps", "weight_decay"):
-        if isinstance(options[name], Tensor) and options[name].numel() != 1:
-            shape = tuple(options[name].shape)
-            raise ValueError(f"{name} as a tensor has one element, got shape {shape}")
-        if not options[name] >= 0:
-            raise ValueError(f"{name} is 0 or more, got {options[name]}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas are two numbers in [0, 1), got {betas}")
-    if isinstance(bits, bool) or (bits != 32 and bits not in FORMATS):
-        raise ValueError(f"state_bits is 8, 4, 'fp8' or 32, got {bits!r}")
-    if not isinstance(block_size, int) or block_size < 8 or block_size % 8:
-        raise ValueError(f"block_size is a multiple of 8, got {block_size!r}")
-    if not isinstance(options["seed"], int) or not 0 <= options["seed"] < 2**63:
-        raise ValueError(f"seed is a number in [0, 2**63), got {options['seed']!r}")
-
 
 class AdamW(QuantizedAdam):
     """AdamW with full state, 8 bytes a parameter, float32 also for bfloat16 parameters."""
 
 
 class AdamW8bit(QuantizedAdam):
-    """AdamW with state in 8 bits of dynamic maps, 2 bytes a parameter and 8 a block."""
+    """AdamW with state in 8 bits, 2 bytes a parameter and 8 a block."""
 
     kind_bits = 8
 
@@ -252,7 +118,7 @@ class AdamWFp8(QuantizedAdam):
 
 
 class Adam8bit(QuantizedAdam):
-    """Adam with state in 8 bits of dynamic maps, 2 bytes a parameter and 8 a block."""
+    """Adam with state in 8 bits, 2 bytes a parameter and 8 a block."""
 
     kind_bits = 8
     decoupled = False

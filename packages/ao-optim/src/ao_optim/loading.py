@@ -8,21 +8,39 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .record import encoded_moment, layout_of, mismatch, read_moment
+from .record import encoded_moment, layout_for, mismatch, read_moment
+from .resharding import local_record, saved_record
 from .sharding import local_part, local_part_as, whole_like
 
-__all__ = ["checked_full_state", "checked_state", "full_state"]
+__all__ = ["checked_full_state", "checked_state", "full_state", "own_state"]
 
 SHARED = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")  # with torch.optim.AdamW
 # what torch.optim.Adam and AdamW have besides, at their defaults
 TORCH_OPTIONS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+
+
+def own_state(optimizer: Optimizer, pack: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `pack`, which is torch.optim's `state_dict`, makes of the optimizer, with records as
+    `ao_optim.resharding` has them."""
+    own = optimizer.state
+    saved: defaultdict[Any, Any] = defaultdict(dict)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if own.get(parameter):
+                layout = layout_for(optimizer, parameter, group)
+                saved[parameter] = saved_record(own[parameter], parameter, layout)
+    optimizer.state = saved
+    try:
+        return pack()
+    finally:
+        optimizer.state = own
 
 
 def checked_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +68,12 @@ def checked_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[s
                 )
     state: defaultdict[Any, Any] = defaultdict(dict)
     for key, parameter, saved, record in _records(groups, state_dict):
-        problem = mismatch(record, layout_of(parameter, saved))
+        layout = layout_for(optimizer, parameter, saved)
+        try:
+            record = local_record(record, parameter, layout)
+            problem = mismatch(record, layout)
+        except ValueError as error:
+            problem = str(error)
         if problem:
             raise ValueError(f"the state of parameter {key} {problem}")
         _check_step(key, record["step"])
@@ -83,7 +106,7 @@ def checked_full_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> d
     target = {id(ours): new for (ours, _), new in zip(groups, merged, strict=True)}
     options = {id(p): target[id(ours)] for ours, _ in groups for p in ours["params"]}
     for key, parameter, _, record in list(_records(groups, state_dict)):
-        layout = layout_of(parameter, options[id(parameter)])
+        layout = layout_for(optimizer, parameter, options[id(parameter)])
         _check_full_record(key, record, parameter, layout.moments)
         device = local_part(parameter).device
         new = {"step": _as_step(record["step"])}
@@ -110,7 +133,7 @@ def full_state(optimizer: Optimizer) -> dict[str, Any]:
         for key, parameter in zip(saved["params"], group["params"], strict=True):
             record = optimizer.state.get(parameter)
             if record:
-                layout = layout_of(parameter, group)
+                layout = layout_for(optimizer, parameter, group)
                 state[key] = {"step": record["step"].clone()}
                 for name in layout.moments:
                     moment = read_moment(record, name, layout)

@@ -4,7 +4,7 @@
     exp_avg              full precision: float32 (float64 for float64 parameters), the parameter's
     exp_avg_sq             shape
     exp_avg_codes        quantized instead: (B, n) codes in the storage of the format,
-    exp_avg_scale          (B) float32; B blocks of n elements, see `ao_optim.moments`
+    exp_avg_scale          (B) float32; B blocks of n elements, see `ao_core.moments`
     exp_avg_sq_codes
     exp_avg_sq_scale
     shape                quantized only: the parameter's shape, int64, on the CPU
@@ -23,13 +23,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .moments import StateBits, dequantize_moment, get_format, quantize_moment
+from ao_core.moments import (
+    StateBits,
+    dequantize_moment,
+    get_format,
+    quantize_moment,
+    zero_moment,
+)
+
 from .sharding import local_part
 
-__all__ = ["SMALL", "Layout", "layout_of", "mismatch", "new_record", "read_moment", "write_moment"]
+__all__ = [
+    "SMALL",
+    "Layout",
+    "Record",
+    "layout_for",
+    "layout_of",
+    "mismatch",
+    "new_record",
+    "read_moment",
+    "write_moment",
+]
 
 SMALL = 4096  # elements; below, the state of a parameter keeps full precision
-SIGNED = {"exp_avg": True, "exp_avg_sq": False, "max_exp_avg_sq": False}
+Record = dict[str, Tensor]
+SIGNED = {"exp_avg": True, "momentum_buffer": True, "exp_avg_sq": False, "max_exp_avg_sq": False}
 
 
 @dataclass(frozen=True)
@@ -67,12 +85,28 @@ def layout_of(parameter: Tensor, group: Mapping[str, Any]) -> Layout:
     )
 
 
+def layout_for(optimizer: Any, parameter: Tensor, group: Mapping[str, Any]) -> Layout:
+    """The layout of an optimizer's records: `layout_of`, or what its own `_layout_of` says where it
+    keeps other moments than Adam."""
+    layout: Layout = getattr(optimizer, "_layout_of", layout_of)(parameter, group)
+    return layout
+
+
 def new_record(layout: Layout, device: torch.device) -> dict[str, Tensor]:
     """The record before the first step: moments of zeros."""
     record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
     for name in layout.moments:
-        zeros = torch.zeros(layout.shape, dtype=layout.dtype, device=device)
-        record |= encoded_moment(name, zeros, layout)
+        if layout.bits == 32:
+            record[name] = torch.zeros(layout.shape, dtype=layout.dtype, device=device)
+            continue
+        codes, scale = zero_moment(
+            torch.Size(layout.shape).numel(),
+            bits=layout.bits,
+            signed=SIGNED[name],
+            block_size=layout.block_size,
+            device=device,
+        )
+        record |= {f"{name}_codes": codes, f"{name}_scale": scale}
     if layout.bits != 32:
         record["shape"] = torch.tensor(layout.shape, dtype=torch.int64, device="cpu")
     return record

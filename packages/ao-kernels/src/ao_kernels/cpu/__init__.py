@@ -5,6 +5,7 @@ extension is loaded, or by the environment variable AO_KERNELS_ISA=generic|avx2|
 """
 
 KERNELS = (
+    "adam_step",
     "int4_grouped_linear",
     "int4_linear",
     "int8_dynamic_grouped_linear",
@@ -17,6 +18,7 @@ KERNELS = (
     "intx_embedding",
     "intx_grouped_linear",
     "intx_linear",
+    "lion_step",
 )
 
 try:

@@ -32,3 +32,15 @@ def dense(tensor: Tensor | None) -> Tensor | None: ...
 def dense(tensor: Tensor | None) -> Tensor | None:
     """Contiguous, with conjugation and negation bits resolved; None stays None."""
     return None if tensor is None else tensor.resolve_neg().contiguous()
+
+
+@overload
+def aligned(tensor: Tensor) -> Tensor: ...
+@overload
+def aligned(tensor: None) -> None: ...
+@overload
+def aligned(tensor: Tensor | None) -> Tensor | None: ...
+def aligned(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous, at an address that loads of 16 bytes can start from; None stays None."""
+    tensor = dense(tensor)
+    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()

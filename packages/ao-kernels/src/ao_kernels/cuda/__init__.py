@@ -7,14 +7,21 @@ why there are none ("" when there are).
 import importlib.util
 
 KERNELS = (
+    "adam_step",
+    "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
+    "float8_grouped_linear",
     "float8_linear",
     "float8_static_linear",
+    "int4_grouped_linear",
     "int4_linear",
+    "int8_dynamic_grouped_linear",
     "int8_dynamic_linear",
+    "int8_grouped_linear",
     "int8_linear",
     "int8_static_linear",
     "intx_linear",
+    "lion_step",
 )
 
 if importlib.util.find_spec("ao_kernels._cuda") is None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import linear as product
 
 from ao_kernels import _cuda
-from ao_kernels.cuda.weight import FEW_TOKENS, aligned, common_refusal, tokens_of
+from ao_kernels.cpu.weight import aligned
+from ao_kernels.cuda.weight import FEW_TOKENS, common_refusal, tokens_of
 
 _X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ao_kernels import _cuda, triton
+from ao_kernels.cpu.weight import aligned
 from ao_kernels.cuda import dequantized
-from ao_kernels.cuda.weight import FEW_TOKENS, aligned, many_tokens_refusal, refusal, tokens_of
+from ao_kernels.cuda.weight import FEW_TOKENS, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.float8_linear import float8_linear
 
 _EXACT_TOKENS = 512  # up to which Triton's kernel multiplies exact weights

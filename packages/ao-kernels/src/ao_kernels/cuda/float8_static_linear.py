@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
+from ao_kernels.cpu.weight import aligned
 from ao_kernels.cuda.byte_product import ANY, float8_refusal
-from ao_kernels.cuda.weight import aligned
 from ao_kernels.ops.float8_static_linear import float8_static_linear
 
 

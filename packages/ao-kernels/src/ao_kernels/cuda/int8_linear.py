@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ao_kernels import _cuda
+from ao_kernels.cpu.weight import aligned
 from ao_kernels.cuda import dequantized
-from ao_kernels.cuda.weight import FEW_TOKENS, aligned, many_tokens_refusal, refusal, tokens_of
+from ao_kernels.cuda.weight import FEW_TOKENS, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.int8_linear import int8_linear
 
 

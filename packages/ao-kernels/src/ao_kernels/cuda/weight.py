@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import overload
-
 import torch
 from torch import Tensor
 
 from ao_kernels import _cuda
-from ao_kernels.cpu.weight import dense
 
 _X_DTYPES = (torch.bfloat16, torch.float16)
 _BIAS_DTYPES = (torch.float32, *_X_DTYPES)
@@ -122,13 +119,3 @@ def _many_tokens(index: int) -> str:
 @torch.compiler.assume_constant_result
 def _most_token_values(index: int) -> int:
     return _cuda.most_token_values(index)
-
-
-@overload
-def aligned(tensor: Tensor) -> Tensor: ...
-@overload
-def aligned(tensor: None) -> None: ...
-def aligned(tensor: Tensor | None) -> Tensor | None:
-    """Contiguous, at an address that loads of 16 bytes can start from; None stays None."""
-    tensor = dense(tensor)
-    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()

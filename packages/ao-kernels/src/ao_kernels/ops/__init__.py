@@ -1,5 +1,6 @@
 """The ops, one module each; below the public functions only plain tensors travel."""
 
+from ao_kernels.ops.adam_step import adam_step
 from ao_kernels.ops.float8_dynamic_grouped_linear import float8_dynamic_grouped_linear
 from ao_kernels.ops.float8_dynamic_linear import float8_dynamic_linear
 from ao_kernels.ops.float8_embedding import float8_embedding
@@ -25,6 +26,7 @@ from ao_kernels.ops.int8_static_linear import int8_static_linear
 from ao_kernels.ops.intx_embedding import intx_embedding
 from ao_kernels.ops.intx_grouped_linear import intx_grouped_linear
 from ao_kernels.ops.intx_linear import intx_linear
+from ao_kernels.ops.lion_step import lion_step
 from ao_kernels.ops.quantize_block import quantize_block
 from ao_kernels.ops.quantize_block_both import quantize_block_both
 from ao_kernels.ops.quantize_grouped_both import quantize_grouped_both
@@ -35,6 +37,7 @@ from ao_kernels.ops.quantize_tensorwise import quantize_tensorwise
 from ao_kernels.ops.quantize_tensorwise_both import quantize_tensorwise_both
 
 __all__ = [
+    "adam_step",
     "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
     "float8_embedding",
@@ -60,6 +63,7 @@ __all__ = [
     "intx_embedding",
     "intx_grouped_linear",
     "intx_linear",
+    "lion_step",
     "quantize_block",
     "quantize_block_both",
     "quantize_grouped_both",

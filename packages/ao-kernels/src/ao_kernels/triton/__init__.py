@@ -4,6 +4,7 @@
 """
 
 KERNELS = (
+    "adam_step",
     "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
     "float8_grouped_linear",
@@ -22,6 +23,7 @@ KERNELS = (
     "int8_matmul",
     "int8_static_linear",
     "intx_grouped_linear",
+    "lion_step",
     "quantize_block",
     "quantize_block_both",
     "quantize_grouped_both",

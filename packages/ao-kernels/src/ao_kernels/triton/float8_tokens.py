@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ao_kernels.cpu.weight import aligned
 from ao_kernels.triton import codes as float8
 from ao_kernels.triton import launch, tiles
 from ao_kernels.triton.float8_product import FEW
@@ -20,7 +21,7 @@ from ao_kernels.triton.quantize_rowwise import row_launch, row_refusal
 from ao_kernels.triton.quantize_tensorwise import TensorPlan, launch_plan, tensor_plan
 
 _E4M3 = torch.float8_e4m3fn
-_FAST_SUM = 4096
+FAST_SUM = 4096
 
 
 class Tokens(NamedTuple):
@@ -104,7 +105,7 @@ def library_product(
 ) -> Tensor:
     """The product by torch._scaled_mm.
 
-    It adds up to ``_FAST_SUM`` products in the matrix units, with about 14 bits; longer sums are
+    It adds up to ``FAST_SUM`` products in the matrix units, with about 14 bits; longer sums are
     promoted to float32 on the way. That was no slower with 8192 x 8192 and costs less exactness
     where sums are long; times of both ways are in docs/decisions/0016. Either rounds the result to
     bfloat16, an error of 0.0017 of its norm; short sums of 4096 make that 0.0021 (one run, random
@@ -117,11 +118,11 @@ def library_product(
         scale = scale.expand(N, 1).contiguous()
     y = torch._scaled_mm(
         x_codes,
-        codes.t(),
+        aligned(codes).t(),  # cuBLAS refuses other addresses
         scale_a=x_scale,
-        scale_b=scale.t(),
-        bias=bias,
+        scale_b=aligned(scale).t(),
+        bias=aligned(bias),
         out_dtype=torch.bfloat16,
-        use_fast_accum=K <= _FAST_SUM,
+        use_fast_accum=K <= FAST_SUM,
     )
     return y.view(shape)

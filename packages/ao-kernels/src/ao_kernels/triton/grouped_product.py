@@ -13,7 +13,7 @@ A program walks over K in chunks that never cross a group and adds up
 over the k of each chunk: value is a float8 or int8 code or an unsigned code less 2**(bits - 1),
 exact in 16-bit floats, and shift is zero - 2**(bits - 1). Scales that are the same for all of K are
 multiplied at the end. int8 codes of both are summed in int32. float8 codes of both are multiplied
-as such by GPUs that can, when experts have many tokens; see ``float8_product`` for what that costs.
+as such by GPUs that can, but of float32 activations; see ``float8_product`` for what that costs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from torch import Tensor
 
 from ao_kernels.triton import codes as float8
 from ao_kernels.triton import launch, partials, planes, tiles
-from ao_kernels.triton.float8_product import FEW
 
 MOST_INT8 = (2**31 - 1) // (127 * 127)  # input features; an int32 sum of more could overflow
 _GROUP = 8  # rows of tiles that are worked off together; an expert's lie next to each other
+_ROOMY = 200 << 10  # bytes of shared memory
 _AT_END = 1
 _PER_CHUNK = 2
 
@@ -250,27 +250,54 @@ class Product(NamedTuple):
         return y
 
 
-def tile_of(M: int, operand: torch.dtype, *, fast: bool, bits: int) -> tiles.Tile:
+def tile_of(
+    M: int,
+    K: int,
+    operand: torch.dtype,
+    x_scales: str | None,
+    *,
+    fast: bool,
+    bits: int,
+    roomy: bool,
+) -> tiles.Tile:
     """For M tokens an expert, on average; ``operand``: what activations are when they are
-    multiplied.
+    multiplied; ``x_scales``: of :func:`product`; ``fast``: codes of both are multiplied as such;
+    ``roomy``: on a multiprocessor with the shared memory of Hopper's.
 
-    Not measured yet, but chosen like those of the linears, with room for experts of half as many
-    tokens again. Codes of other than 4 bits are unpacked in steps of 64: in steps of 128 a tile of
-    64 x 16 spills 168 bytes a thread (3 bits, triton 3.9, sm_90).
+    The fastest of five to nine tiles each for 1 to 16 tokens, 64, and 256 to 1024, of Mixtral's and
+    Qwen3's experts on an H200 (benchmarks/tune_grouped.py). Not measured: less shared memory,
+    float32, other than 4 or 8 bits, and numbers of tokens in between. Codes of other than 4 bits
+    are unpacked in steps of 64: in steps of 128 a tile of 64 x 16 spills 168 bytes a thread (3
+    bits, triton 3.9, sm_90).
     """
-    M += M // 2
-    few = 16 if M <= 16 else 32 if M <= 32 else 64
+    some = 32 if M <= 24 else 64
     if fast:
-        return tiles.Tile(few, 128, 128, 4, 4, 2)
+        if M <= 16:
+            wide = roomy and K >= 4096
+            return tiles.Tile(16, 128, 256, 8, 3, 2) if wide else tiles.Tile(16, 128, 128, 4, 4, 2)
+        if M > 128 and x_scales == "int8" and roomy:
+            return tiles.Tile(128, 256, 128, 8, 3, 1)
+        return tiles.Tile(some, 128, 128, 4, 4, 2)
     if operand == torch.float32:
-        return tiles.Tile(min(few, 32), 64, 64, 4, 3, 2)
+        return tiles.Tile(16 if M <= 10 else 32, 64, 64, 4, 3, 2)
     if bits not in (0, 4):
-        return tiles.Tile(few, 64, 64, 4, 3, 4 if M <= 16 else 2)
+        few = M <= 10
+        return tiles.Tile(16 if few else some, 64, 64, 4, 3, 4 if few else 2)
     if M <= 16:
         return tiles.Tile(16, 128 if bits == 4 else 64, 128, 4, 3, 4)
-    if M <= 64:
-        return tiles.Tile(few, 64, 128, 4, 3, 2)
-    return tiles.Tile(64, 128, 128, 8, 3, 1) if bits == 4 else tiles.Tile(128, 128, 64, 8, 3, 1)
+    if bits == 4:
+        if M <= 128:
+            return tiles.Tile(some, 128, 128, 4, 3, 2)
+        wide = roomy and x_scales is not None
+        return tiles.Tile(128, 128, 128, 8, 3, 1) if wide else tiles.Tile(128, 128, 64, 8, 4, 1)
+    if M <= 128:
+        return tiles.Tile(some, 128, 128, 8, 4, 1) if roomy else tiles.Tile(some, 64, 128, 4, 3, 2)
+    return tiles.Tile(256 if roomy else 128, 128, 64, 8, 3, 1)
+
+
+def rows_of(T: int, E: int) -> int:
+    """Of an expert that has any, when T rows are spread evenly."""
+    return triton.cdiv(T, min(T, E))
 
 
 def most_tiles(T: int, E: int, block_m: int) -> int:
@@ -296,7 +323,7 @@ def product(
     these of any float8, which are multiplied as such where a GPU can.
     """
     (T, K), (E, N), device = x_TK.shape, w.codes.shape[:2], x_TK.device
-    M = triton.cdiv(T, min(T, E))
+    M = rows_of(T, E)
     n_blocks = w.scale.shape[2]
     block_n, block_k = min(w.block_n, N), K if n_blocks == 1 else w.block_k
     coded, native = x_scales is not None, float8.converts_float8(device)
@@ -306,10 +333,11 @@ def product(
         x_dtype, as_float8 = x_TK.dtype, native
     else:
         out_dtype = x_TK.dtype
-        as_float8 = coded and native and M > FEW and out_dtype != torch.float32 and mantissa == 3
+        as_float8 = coded and native and out_dtype != torch.float32 and mantissa == 3
     fast = as_float8 or x_scales == "int8"
     operand = torch.float16 if coded else out_dtype
-    tile = tile_of(M, operand, fast=fast, bits=w.bits)
+    roomy = tiles.shared_bytes(device) >= _ROOMY
+    tile = tile_of(M, K, operand, x_scales, fast=fast, bits=w.bits, roomy=roomy)
     tile = tile._replace(block_k=min(tile.block_k, max(32, triton.next_power_of_2(block_k))))
     chunks_per_block = triton.cdiv(block_k, tile.block_k)
     whole, rest = divmod(K, block_k)

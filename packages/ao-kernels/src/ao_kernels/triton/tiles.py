@@ -73,6 +73,16 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may have; on other devices that of the smallest GPUs."""
+    least = 99 << 10
+    if device.type != "cuda":
+        return least
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", least))
+
+
 def rows(x: Tensor) -> Tensor:
     """(..., K) -> (M, K) whose last stride is 1."""
     x_MK = x.resolve_neg().reshape(-1, x.shape[-1])

@@ -226,11 +226,11 @@ def _split(kind: str) -> tuple[str, int]:
 
 
 def call_of(parameters: Sequence[str], args: Sequence[Any]) -> Call | None:
-    """What a table knows the call of a linear by; None for other ops, no tokens and dtypes that
-    nothing was measured for."""
+    """What a table knows the call of a linear by; None for other ops, experts, no tokens and dtypes
+    that nothing was measured for."""
     given = dict(zip(parameters, args, strict=True))
     x, codes, scale = given.get("x"), given.get("codes"), given.get("scale")
-    if x is None or codes is None or scale is None:
+    if x is None or codes is None or scale is None or codes.dim() != 2:
         return None
     if x.dtype not in (torch.bfloat16, torch.float16) or not x.numel() or not codes.shape[0]:
         return None
