@@ -1,5 +1,5 @@
-"""FSDP2 with float8 all-gather, tensor and sequence parallel, in two gloo processes; and the parameter
-that FSDP2 gathers, alone."""
+"""FSDP2 with float8 all-gather, tensor and sequence parallel, in two gloo processes; and the
+parameter that FSDP2 gathers, alone."""
 
 from __future__ import annotations
 
