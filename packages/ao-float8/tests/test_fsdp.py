@@ -48,3 +48,5 @@ def test_nothing_is_copied() -> None:
     before = model[0].weight.data_ptr()
     convert_to_float8_training(model, config=emulated(enable_fsdp_float8_all_gather=True))
     assert model[0].weight.plain.data_ptr() == before
+    back = model[0].to_float()
+    assert type(back.weight) is nn.Parameter and back.weight.data_ptr() == before

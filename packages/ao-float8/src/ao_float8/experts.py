@@ -127,7 +127,9 @@ class _GroupedProducts(torch.autograd.Function):
             dw = multiply(dy8[2], dy8[3], x_saved, x_scale, ends, ctx.dtypes[1])
             dw = dw if dw.shape[1:] == (N, K) else dw[:, :N, :K].contiguous()
         elif needs_w:
-            dw = F.grouped_mm(dy.t(), x_saved, offs=offsets).to(ctx.dtypes[1])
+            # torch's product takes rows of multiples of 16 bytes
+            dy, x_saved = (F.pad(t, (0, -t.shape[1] % 8)) for t in (dy, x_saved))
+            dw = F.grouped_mm(dy.t(), x_saved, offs=offsets)[:, :N, :K].to(ctx.dtypes[1])
         return dx, dw, None, None, None
 
 

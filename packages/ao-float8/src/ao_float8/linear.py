@@ -76,6 +76,8 @@ class Float8Linear(nn.Linear):
             layer.__dict__[name] = dict(self.__dict__[name])
         for name in ("config", "_plan", "_weight_codes"):
             del layer.__dict__[name]
+        if isinstance(self.weight, ShardedWeight):
+            layer.weight = nn.Parameter(self.weight.plain, self.weight.requires_grad)
         return layer
 
     def configure(self, config: Float8LinearConfig) -> None:
