@@ -34,12 +34,11 @@ class GivenScales(Tensorwise):
     @every_dtype
     def test_given_scales(self, dtype: torch.dtype) -> None:
         x = torch.cat((halfway_values(dtype), torch.tensor([0.0, -0.0, 1e38, -1e38])))
-        for name, odd in [("finite", []), ("all", [torch.nan, torch.inf, -torch.inf])]:
-            for value in _SCALES:
-                values = torch.cat((x, torch.tensor(odd), x))
-                values = values[: len(values) // 24 * 24].view(24, -1)
-                given = torch.tensor([[value]])
-                self.check(f"{name} {value}", values, dtype, given, False, "both")
+        values = torch.cat((x, torch.tensor([torch.nan, torch.inf, -torch.inf]), x))
+        values = values[: len(values) // 24 * 24].view(24, -1)
+        for value in _SCALES:
+            given = torch.tensor([[value]])
+            self.check(str(value), values, dtype, given, False, "both")
 
 
 class TestOp(Tensorwise, BothRest, RestOfTorch):

@@ -264,12 +264,13 @@ def _quantize_tiles(
 
 
 class Plan(NamedTuple):
-    """``swapped``: x comes transposed, so that its rows are the columns of the launches."""
+    """``swapped``: x comes transposed, so that its rows are the columns of the launches.
+    ``scale_t``: None where it is ``scale``."""
 
     codes: launch.Room
     scale: launch.Room
     codes_t: launch.Room
-    scale_t: launch.Room
+    scale_t: launch.Room | None
     peaks: Peaks | None
     quantize: launch.Launch
     swapped: bool
@@ -280,7 +281,8 @@ class Plan(NamedTuple):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes and scale by rows and transposed."""
         found, scale = self.codes.like(x), self.scale.like(x)
-        found_t, scale_t = self.codes_t.like(x), self.scale_t.like(x)
+        found_t = self.codes_t.like(x)
+        scale_t = scale if self.scale_t is None else self.scale_t.like(x)
         peaks = None
         if self.peaks is not None:
             peaks = self.peaks.room.like(x)
@@ -357,8 +359,9 @@ def plan(
     )
     experts = tuple(x.shape[:-2])
     wanted = _rooms(kind, dtype, experts, rows, columns, by_row)
-    wanted_t = _rooms(kind, dtype, experts, columns, rows, by_column)
-    return Plan(*wanted, *wanted_t, peaks, quantize, swapped)
+    found_t, scale_t = _rooms(kind, dtype, experts, columns, rows, by_column)
+    scales = None if kind == TENSOR else scale_t
+    return Plan(*wanted, found_t, scales, peaks, quantize, swapped)
 
 
 def _rooms(

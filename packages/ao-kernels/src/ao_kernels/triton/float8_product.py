@@ -195,6 +195,7 @@ def product(
     block_n, block_k = min(block_n, N), K if n_blocks == 1 else block_k
     coded, native = x_scales is not None, float8.converts_float8(device)
     mantissa = float8.KINDS[codes.dtype].mantissa
+    x_dtype: torch.dtype | None
     if out_dtype is not None:
         x_dtype, fast = x_MK.dtype, native
     else:

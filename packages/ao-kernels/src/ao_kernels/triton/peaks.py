@@ -222,7 +222,8 @@ def _find_launch(
 
 def of_tensor(x: Tensor) -> Peaks:
     """Of the whole of x (M, K), whose rows lie in one piece."""
-    parts = _Parts.of(*x.shape, 1, x.device)
+    M, K = x.shape
+    parts = _Parts.of(M, K, 1, x.device)
     n_peaks = parts.tiles_k * parts.parts_m
     find = _find_launch(x, parts, 0, True, False, False)
     return Peaks(launch.Room.of((n_peaks,), torch.int32), n_peaks, find, None, None)

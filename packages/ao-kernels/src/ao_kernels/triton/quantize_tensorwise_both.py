@@ -65,5 +65,5 @@ def _run(
 def _launch(
     plan: directions.Plan, x: Tensor, given: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found, scale, found_t, scale_t = plan(x, given)
-    return found, found_t, scale_t if plan.swapped else scale
+    found, scale, found_t, _ = plan(x, given)
+    return found, found_t, scale
