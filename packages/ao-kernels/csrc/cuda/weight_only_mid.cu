@@ -52,7 +52,7 @@ cudaError_t launch_tile(const LinearArgs& a, const Device& device, cudaStream_t 
 }  // namespace
 
 bool takes(const LinearArgs& a, const Device& device) {
-  return a.M >= kLeastTokens && a.M <= kMostTokens && a.bits == 4 && !a.zero && a.group_size < a.K &&
+  return is_worth_it(a.M) && a.bits == 4 && !a.zero && a.group_size < a.K &&
          a.group_size % large::kStageK == 0 && large::takes(a, device);
 }
 
