@@ -417,6 +417,11 @@ def force(backend: str | None) -> str | None:
     return previous
 
 
+def forced() -> str | None:
+    """The backend that :func:`force` or AO_KERNELS has chosen, or None."""
+    return _forced
+
+
 def _device_of(args: tuple[Any, ...]) -> str:
     """The device of the first tensor; that of an empty list is the CPU."""
     first = args[0]
