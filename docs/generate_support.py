@@ -84,8 +84,8 @@ NOTES = """
   `torch.compile(fullgraph=True)`, `torch.export` and `inference_mode`, with gradients for
   activations and biases, with `state_dict`, `deepcopy` and `torch.load(weights_only=True)`, and
   sharded by FSDP2 and DTensor (rows and columns) over two processes.
-* Float8 training (`ao_float8.Float8Linear`) is no format: every recipe is tested in eager mode, under
-  `torch.compile(fullgraph=True)`, autocast and activation checkpointing; tensorwise and rowwise
+* Float8 training (`ao_float8.Float8Linear`) is no format: every recipe is tested in eager mode,
+  under `torch.compile(fullgraph=True)` and with activation checkpointing; tensorwise and rowwise
   also under tensor and sequence parallel, tensorwise with FSDP2's all-gather of codes.
 * FSDP2 and DTensor shards may be uneven; cuts must fall between groups and blocks. FSDP2 sends an
   uneven shard of up to 4 bits as 1 byte an element and one of 8 bits as 2. Where a whole row of

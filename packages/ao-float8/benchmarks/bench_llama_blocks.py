@@ -79,17 +79,19 @@ def torchaos(recipe: str) -> Callable[[nn.Module], object]:
     return lambda model: convert(model, config=Config.from_recipe_name(recipe))
 
 
-def converters(names: list[str], emulate: bool) -> dict[str, Callable[[nn.Module], object]]:
+def converters(args: argparse.Namespace) -> dict[str, Callable[[nn.Module], object]]:
     found: dict[str, Callable[[nn.Module], object]] = {"bf16": lambda model: None}
-    for name in names:
+    for name in args.sides:
         recipe, _, cache = name.partition(":")
-        found[name] = ours(recipe, cache or "pass", emulate)
+        found[name] = ours(recipe, cache or "pass", args.device == "cpu")
+    if args.no_torchao:
+        return found
     try:
         import torchao  # noqa: F401
     except ImportError as error:
         print(f"torchao is left out: {error}")
         return found
-    return found | {f"torchao {r}": torchaos(r) for r in TORCHAO if r in names}
+    return found | {f"torchao {r}": torchaos(r) for r in TORCHAO if r in args.sides}
 
 
 def compile_blocks(model: Stack, *, fullgraph: bool) -> None:
@@ -172,7 +174,7 @@ def measured(mode: str, args: argparse.Namespace) -> list[dict[str, object]]:
     dy = torch.randn_like(x)
     turn = turns(args.tokens, shape.width // shape.heads, x.device, torch.bfloat16)
     wanted = None
-    for name, convert in converters(args.sides, args.device == "cpu").items():
+    for name, convert in converters(args).items():
         try:
             model = Stack(shape, state, args.device)
             convert(model)
@@ -231,6 +233,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--keep-going", action="store_true", help="leave out sides that fail")
+    parser.add_argument("--no-torchao", action="store_true")
     parser.add_argument("--no-record", action="store_true")
     args = parser.parse_args()
     rows = [row for mode in args.modes for row in measured(mode, args)]

@@ -249,6 +249,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each table")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--sides", help="only these, by their names in the table")
     parser.add_argument("--sets", default="large,small", help="of a GPU: large,small")
     parser.add_argument("--stochastic", action="store_true", help="one more side")
     parser.add_argument("--sweep", action="store_true")
@@ -260,6 +261,9 @@ def main() -> None:
         sweep(options.device, options.seconds)
         return
     makers = sides(options.device, not options.no_peers, options.stochastic)
+    if options.sides:  # torch's fused one is what the others are compared with
+        wanted = {"torch fused", *options.sides.split(",")}
+        makers = {name: maker for name, maker in makers.items() if name in wanted}
     if options.device == "cpu":
         tables = {"CPU": (ON_CPU, torch.float32, True)}
     else:

@@ -215,7 +215,7 @@ def main() -> None:
         found.append(measured(side, options, shape))
         clean()
         print(
-            f"{side}: {found[-1]['ms']:.1f} ms, built in {found[-1]['built_s']:.1f} s", flush=True
+            f"{side}: {found[-1]['ms']:.1f} ms, {found[-1]['peak_bytes'] / 1e9:.2f} GB", flush=True
         )
     n = found[0]["parameters"]
     base = min(row["ms"] for row in found if row["side"] == sides[0])

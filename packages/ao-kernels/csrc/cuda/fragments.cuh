@@ -25,6 +25,14 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_
   }
 }
 
+// The same in bf16, d = a * b + c.
+__device__ __forceinline__ void multiply_add_to(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                                const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
 // Copies BYTES (4, 8, 16) bytes from global to shared memory, or writes zeros if not `valid`, and does not wait: a copy
 // belongs to the next group that its thread commits. 16 bytes leave no trace in L1. LINE: others ask for the rest of the
 // 128 bytes around them at the same time, so L2 should fetch these at once.

@@ -22,8 +22,8 @@ extern template cudaError_t launch_groups<kE5m2, 1>(const Launch&);
 
 namespace {
 
-// Microseconds of a stage of a tile, on an H200: 4096 x 4096, 14336 x 4096, 4096 x 14336 and 6144 x 4096 with 128 to 1024 tokens. That of
-// 64 tokens is for one CTA of a multiprocessor; two take kShared times as long, together.
+// Microseconds of a stage of a tile, fitted to an H200: 4096 x 4096, 14336 x 4096, 4096 x 14336 and 6144 x 4096 with 128 to 1024 tokens.
+// That of 64 tokens is for one CTA of a multiprocessor; two take kShared times as long, together.
 struct TileCost {
   int consumers, tokens, ctas;
   double stage;

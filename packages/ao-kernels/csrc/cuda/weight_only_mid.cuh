@@ -30,21 +30,7 @@ struct MidTile {
   static_assert(kCodes % 1024 == 0 && kStage % 1024 == 0);
 };
 
-constexpr uint32_t kLowerCodeScale = 0x7f007f00, kUpperCodeScale = 0x7d007d00;  // 2**127 and 2**123: make code / 64
-
-// d = a * b + c
-__device__ inline void multiply_add_to(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-}
-
-__device__ inline void load_box_3d(uint32_t to, const CUtensorMap* map, int column, int row, int quarter, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(quarter), "r"(barrier)
-      : "memory");
-}
+constexpr uint32_t kLowerCodeScale = 0x7f007f00, kUpperCodeScale = 0x7d007d00;  // 2**127 and 2**123: both make code / 64
 
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::CTAS)
@@ -155,7 +141,8 @@ weight_only_mid(const __grid_constant__ CUtensorMap x_map, const __grid_constant
             uint32_t pair;
             if (i % 2) asm("lop3.b32 %0, %1, 0x00f000f0, 0, 0xc0;" : "=r"(pair) : "r"(i / 2 ? upper : word));
             else asm("lop3.b32 %0, %1, 0x000f000f, 0, 0xc0;" : "=r"(pair) : "r"(i / 2 ? upper : word));
-            operand[i / 2][part_of + i % 2 * 2] = bits_of(__hfma2(pair_of(pair), pair_of(i % 2 ? kUpperCodeScale : kLowerCodeScale), __nv_bfloat162(-0.125f, -0.125f)));
+            const __nv_bfloat162 by = pair_of(i % 2 ? kUpperCodeScale : kLowerCodeScale);
+            operand[i / 2][part_of + i % 2 * 2] = bits_of(__hfma2(pair_of(pair), by, __nv_bfloat162(-0.125f, -0.125f)));
           }
         }
 #pragma unroll

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .moments import get_format
+from ao_core.moments import get_format
+
 from .record import SIGNED, Layout, dequantize_moment, encoded_moment, read_moment
 from .sharding import is_sharded, local_part_as, whole_like
 

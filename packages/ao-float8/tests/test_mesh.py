@@ -1,4 +1,5 @@
-"""FSDP2 with float8 all-gather, in two gloo processes on the loopback; and without processes."""
+"""FSDP2 with float8 all-gather, tensor and sequence parallel, in two gloo processes; and the
+parameter that FSDP2 gathers, alone."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import io
 
 import torch
 from layers import emulated, layer
-from sharded_training import check_fsdp
+from parallel_training import check_mesh
 from torch import nn
 
 from ao_core.testing.sharding_contract import run_two_processes
@@ -15,8 +16,8 @@ from ao_float8 import convert_to_float8_training
 from ao_float8.fsdp import ShardedWeight
 
 
-def test_fsdp() -> None:
-    run_two_processes(check_fsdp)
+def test_mesh() -> None:
+    run_two_processes(check_mesh)
 
 
 def test_a_weight_to_gather_is_an_ordinary_parameter() -> None:
