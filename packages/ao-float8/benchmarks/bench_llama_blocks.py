@@ -24,6 +24,7 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +165,7 @@ def near(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], name: str)
         assert error < 0.2, f"{name}: the {what} is not that of bfloat16"
 
 
-def measured(mode: str, args: argparse.Namespace) -> list[dict[str, object]]:
+def measured(mode: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     shape = dataclasses.replace(SHAPES[args.shape], layers=args.layers)
     torch.manual_seed(0)
     state = Stack(shape, None, args.device).state_dict()
@@ -201,22 +202,34 @@ def measured(mode: str, args: argparse.Namespace) -> list[dict[str, object]]:
     for index in range(args.rounds):
         for name in list(sides)[:: -1 if index % 2 else 1]:
             times[name].append(sides[name].milliseconds(args.passes))
-    rows = []
-    for name, side in sides.items():
+    rows: list[dict[str, Any]] = []
+    for name in sides:
         ms = statistics.median(times[name])
+        ratio = statistics.median(times["bf16"]) / ms
+        low, high = min(times[name]), max(times[name])
         rows.append(
-            {
-                "mode": mode,
-                "side": name,
-                "ms": ms,
-                "low": min(times[name]),
-                "high": max(times[name]),
-                "ratio": statistics.median(times["bf16"]) / ms,
-                "peak_gb": side.peak_gb(),
-                "kernels_ms": side.kernels(),
-            }
+            {"mode": mode, "side": name, "ms": ms, "low": low, "high": high, "ratio": ratio}
         )
+    print(table([timing(row) for row in rows]), flush=True)  # whatever becomes of what follows
+    for row in rows:
+        row["peak_gb"] = sides[row["side"]].peak_gb()
+    for row in rows:
+        row["kernels_ms"] = sides[row["side"]].kernels()
     return rows
+
+
+def timing(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "mode, side": f"{row['mode']} {row['side']}",
+        "ms": f"{row['ms']:.2f}",
+        "low to high": f"{row['low']:.1f} to {row['high']:.1f}",
+        "x bf16": f"{row['ratio']:.3f}",
+    }
+
+
+def whole(row: dict[str, Any]) -> dict[str, str]:
+    kinds = {kind: f"{ms:.1f}" for kind, ms in row["kernels_ms"].items()}
+    return {**timing(row), "peak GB": f"{row['peak_gb']:.2f}", **kinds}
 
 
 def main() -> None:
@@ -236,26 +249,15 @@ def main() -> None:
     parser.add_argument("--no-torchao", action="store_true")
     parser.add_argument("--no-record", action="store_true")
     args = parser.parse_args()
-    rows = [row for mode in args.modes for row in measured(mode, args)]
-    if not args.no_record:
-        settings = {k: v for k, v in vars(args).items() if k not in ("no_record", "device")}
-        record("float8_llama_blocks", rows, device=args.device, **settings)
+    settings = {k: v for k, v in vars(args).items() if k not in ("no_record", "device")}
+    rows = []
+    for mode in args.modes:
+        found = measured(mode, args)
+        if not args.no_record:
+            record("float8_llama_blocks", found, device=args.device, **settings)
+        rows += found
     print()
-    print(
-        table(
-            [
-                {
-                    "mode, side": f"{r['mode']} {r['side']}",
-                    "ms": f"{r['ms']:.2f}",
-                    "low to high": f"{r['low']:.1f} to {r['high']:.1f}",
-                    "x bf16": f"{r['ratio']:.3f}",
-                    "peak GB": f"{r['peak_gb']:.2f}",
-                    **{k: f"{v:.1f}" for k, v in r["kernels_ms"].items()},  # type: ignore[attr-defined]
-                }
-                for r in rows
-            ]
-        )
-    )
+    print(table([whole(row) for row in rows]))
 
 
 if __name__ == "__main__":

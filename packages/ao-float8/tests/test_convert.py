@@ -165,7 +165,7 @@ def test_an_8b_model_takes_no_time_and_no_memory() -> None:
     start = time.perf_counter()
     report = convert_to_float8_training(model)
     assert time.perf_counter() - start < 2
-    assert len(report.converted) > 100 and all(p.is_meta for p in model.parameters())
+    assert len(report.converted) >= 96 and all(p.is_meta for p in model.parameters())
 
 
 def test_the_model_trains_as_well() -> None:

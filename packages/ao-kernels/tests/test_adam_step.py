@@ -62,6 +62,12 @@ class TestCuda(Steps):
         assert adam_step.choice(*args).kernel == "triton"
         assert "the CUDA kernels take" in adam_step.why_not(*args)["cuda"]
 
+    def test_large_lists_with_full_state_go_to_triton(self) -> None:
+        for numel, kernel in ((1 << 24, "cuda"), ((1 << 24) + 1, "triton")):
+            options = Options(state_bits="32", shapes=((numel,),))
+            args = copied(adam_arguments(options), "cuda")
+            assert adam_step.choice(*args).kernel == kernel
+
     def test_more_parameters_than_a_launch_takes(self) -> None:
         self.check(adam_arguments(Options(shapes=((300,),) * 501)))
 

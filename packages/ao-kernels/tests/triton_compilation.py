@@ -5,6 +5,7 @@ their arguments in place of the compiled kernels.
 """
 
 import importlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,15 @@ class Launch:
     name: str
     ptx: str
     shared_bytes: int
+    cubin: bytes
+
+    def stack_pointers_as_data(self) -> list[str]:
+        """Instructions that take bits of R1, the stack pointer, for data: ptxas (of triton 3.6, for
+        sm_90) put it where it had lost a value."""
+        from triton.tools.disasm import get_sass
+
+        data = re.compile(r"\b(LOP3|PRMT|F2FP|SHF|SEL|FMUL|FFMA)\b.*[ ,]R1(\.\w+)?[ ,;]")
+        return [line for line in get_sass(self.cubin).splitlines() if data.search(line)]
 
 
 class _Recorder:
@@ -145,4 +155,4 @@ def _compile(
     source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", architecture, 32)
     done = triton.compile(source, target=target, options=options)
-    return Launch(kernel.__name__, done.asm["ptx"], done.metadata.shared)
+    return Launch(kernel.__name__, done.asm["ptx"], done.metadata.shared, done.asm["cubin"])

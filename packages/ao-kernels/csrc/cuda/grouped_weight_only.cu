@@ -70,18 +70,19 @@ small::Plan few_plan(const small::Shape& shape, const GroupedArgs& a, const Devi
   return entry.plan;
 }
 
-// Tokens of a tile: fewest microseconds for the tiles of an expert. Of one tile, 14336 x 4096, H200 (tuned/nvidia-h200.json).
+// Tokens of a tile: the least work for the tiles of an expert. Relative times of a tile of so many tokens, fitted to Mixtral's and Qwen3's
+// experts with 16 to 1024 rows on an H200 (benchmarks/results/tune_grouped-nvidia-h200.txt).
 int large_tokens(const GroupedArgs& a) {
   if (forced_tile) return forced_tile;
   constexpr int kTokens[4] = {32, 64, 128, 256};
-  constexpr double kInt4[4] = {22.8, 25.4, 31.8, 43.0}, kByte[4] = {21.0, 21.6, 28.8, 53.0};
+  constexpr double kInt4[4] = {1.0, 1.15, 1.64, 2.87}, kByte[4] = {1.0, 1.11, 1.63, 2.65};
   const double rows = static_cast<double>(rows_of_expert(a.experts));
   int best = 256;
   double least = 1e300;
   for (int i = 0; i < 4; ++i) {
     const bool holds = rows + 2 * std::sqrt(rows) <= kTokens[i];  // nearly all of the experts
-    const double us = (holds ? 1.0 : rows / kTokens[i] + 0.5) * (a.one.bits == 4 ? kInt4 : kByte)[i];
-    if (us < least) least = us, best = kTokens[i];
+    const double work = (holds ? 1.0 : rows / kTokens[i] + 0.5) * (a.one.bits == 4 ? kInt4 : kByte)[i];
+    if (work < least) least = work, best = kTokens[i];
   }
   return best;
 }

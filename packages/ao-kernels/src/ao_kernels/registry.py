@@ -417,21 +417,23 @@ def force(backend: str | None) -> str | None:
     return previous
 
 
+def forced() -> str | None:
+    """The backend that :func:`force` or AO_KERNELS has chosen, or None."""
+    return _forced
+
+
 def _device_of(args: tuple[Any, ...]) -> str:
     """The device of the first tensor; that of an empty list is the CPU."""
-    first = args[0]
-    if isinstance(first, list | tuple):
-        return first[0].device.type if first else "cpu"
-    return first.device.type
+    if isinstance(args[0], list | tuple):
+        return args[0][0].device.type if args[0] else "cpu"
+    return args[0].device.type
 
 
 def _tensors_in(args: tuple[Any, ...]) -> Iterator[Tensor]:
     """The tensors among arguments, and in lists among them."""
     for arg in args:
-        if isinstance(arg, Tensor):
-            yield arg
-        elif isinstance(arg, list | tuple):
-            yield from (each for each in arg if isinstance(each, Tensor))
+        each = arg if isinstance(arg, list | tuple) else (arg,)
+        yield from (x for x in each if isinstance(x, Tensor))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:

@@ -23,7 +23,7 @@ def _supports(params: Sequence[Tensor], grads: Sequence[Tensor], *others: Any) -
     "cuda",
     device="cuda",
     supports=_supports,
-    direct=moments.direct_entry(_cuda.lion_step, _LISTS),
+    direct=steps.direct_entry(_cuda.lion_step, _LISTS),
 )
 def _run(*args: Any) -> None:
     moments.run_compiled(_cuda.lion_step, _LISTS, args)
