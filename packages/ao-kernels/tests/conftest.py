@@ -2,13 +2,15 @@
 
 ``gpu`` tests are skipped where there is no CUDA device. ``interpreted`` tests run Triton kernels on
 a CPU. Triton reads TRITON_INTERPRET once, when it is imported, and then every kernel of the process
-is interpreted: so the first interpreted test of a run starts one child pytest with that variable,
-which runs them all and writes down its reports, and each test reports here what it reported there.
+is interpreted: so a run with interpreted tests starts one child pytest with that variable, which
+runs them all beside the others and writes down its reports, and each test, all others done,
+reports here what it reported there.
 Where triton is not installed they are skipped; an installed triton that does not work fails them.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -44,17 +46,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.get_closest_marker("interpreted") or item.get_closest_marker("triton")
         ):
             item.add_marker(pytest.mark.skip(reason="needs triton: pip install ao-kernels[triton]"))
+    items.sort(key=_elsewhere)
+
+
+def _elsewhere(item: pytest.Item) -> bool:
+    if os.environ.get("TRITON_INTERPRET") == "1" or item.get_closest_marker("skip"):
+        return False
+    return item.get_closest_marker("interpreted") is not None
+
+
+def pytest_runtestloop(session: pytest.Session) -> None:
+    wanted = [item.nodeid for item in session.items if _elsewhere(item)]
+    if wanted and not session.config.option.collectonly and not session.testsfailed:
+        session.stash[_child] = Child(session.config, wanted)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _child in session.stash:
+        session.stash[_child].stop()
 
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    elsewhere = item.get_closest_marker("interpreted") and not item.get_closest_marker("skip")
-    if not elsewhere or os.environ.get("TRITON_INTERPRET") == "1":
+    if not _elsewhere(item):
         return None
     stash = item.session.stash
-    if _child not in stash:
-        items = item.session.items
-        wanted = [each.nodeid for each in items if each.get_closest_marker("interpreted")]
-        stash[_child] = Child(item.config, wanted)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in stash[_child].reports_of(item):
         item.ihook.pytest_runtest_logreport(report=report)
@@ -68,32 +83,43 @@ class Child:
     def __init__(self, config: pytest.Config, nodeids: list[str]) -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         command += ["-c", str(config.inipath)] if config.inipath else []
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "reports")
-            path.touch()
-            done = subprocess.run(
+        self._config = config
+        self._folder = tempfile.TemporaryDirectory()
+        self._reports, self._output = (Path(self._folder.name, n) for n in ("reports", "output"))
+        self._reports.touch()
+        with self._output.open("w") as output:
+            self._process = subprocess.Popen(
                 [*command, *nodeids],
                 cwd=config.rootpath,
-                env={**os.environ, "TRITON_INTERPRET": "1", _REPORTS: str(path)},
-                stdout=subprocess.PIPE,
+                env={**os.environ, "TRITON_INTERPRET": "1", _REPORTS: str(self._reports)},
+                stdout=output,
                 stderr=subprocess.STDOUT,
-                text=True,
-                timeout=_TIMEOUT,
             )
-            lines = path.read_text().splitlines()
-        self.output = done.stdout
-        self.reports: dict[str, list[pytest.TestReport]] = {}
-        for line in lines:
-            report = config.hook.pytest_report_from_serializable(
-                config=config, data=json.loads(line)
+
+    def stop(self) -> None:
+        """Also where the run ends before the child does."""
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+    @functools.cached_property
+    def reports(self) -> dict[str, list[pytest.TestReport]]:
+        """What it reported, when it has ended."""
+        self._process.wait(_TIMEOUT)
+        found: dict[str, list[pytest.TestReport]] = {}
+        for line in self._reports.read_text().splitlines():
+            report = self._config.hook.pytest_report_from_serializable(
+                config=self._config, data=json.loads(line)
             )
-            self.reports.setdefault(report.nodeid, []).append(report)
+            found.setdefault(report.nodeid, []).append(report)
+        return found
 
     def reports_of(self, item: pytest.Item) -> list[pytest.TestReport]:
         reports = self.reports.get(item.nodeid, [])
         if any(report.when == "teardown" for report in reports):
             return reports
-        why = f"the interpreted run ended before this test did:\n{self.output[-4000:]}"
+        output = self._output.read_text()[-4000:]
+        why = f"the interpreted run ended before this test did:\n{output}"
         return [pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")]
 
 
