@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ao_core.rounding import random_bits, round_to_bfloat16
+from ao_core.rounding import random_bits, random_key, random_keys, round_to_bfloat16
 
 
 def bits_of(n: int, *, seed: int = 0, stream: int = 0, step: int = 1) -> torch.Tensor:
@@ -33,6 +33,15 @@ def test_the_hash_equals_a_plain_one() -> None:
         for i in index.tolist()
     ]
     assert random_bits(index, seed=seed, stream=stream, step=step).tolist() == expected
+
+
+def test_keys_of_many_are_those_of_each() -> None:
+    seed, streams, steps = 2**62 + 3, [0, 1, 7, 2**40], [1, 2**20, 3, 2**33]
+    expected = [
+        random_key(seed=seed, stream=a, step=b) for a, b in zip(streams, steps, strict=True)
+    ]
+    assert random_keys(seed=seed, streams=streams, steps=steps) == expected
+    assert len(set(expected)) == 4 and random_keys(seed=0, streams=[], steps=[]) == []
 
 
 def test_bits_are_uniform_and_repeat() -> None:

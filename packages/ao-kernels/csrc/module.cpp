@@ -10,6 +10,7 @@ namespace py = pybind11;
 // One declaration and one call an op; each is defined in csrc/<op>.cpp.
 void register_adam_step(py::module_& m);
 void register_bandwidth(py::module_& m);
+void register_count_steps(py::module_& m);
 void register_int4_linear(py::module_& m);
 void register_int8_dynamic_int4_linear(py::module_& m);
 void register_int8_dynamic_intx_linear(py::module_& m);
@@ -32,6 +33,7 @@ PYBIND11_MODULE(_C, m) {
 
   register_adam_step(m);
   register_bandwidth(m);
+  register_count_steps(m);
   register_int4_linear(m);
   register_int8_dynamic_int4_linear(m);
   register_int8_dynamic_intx_linear(m);

@@ -31,6 +31,7 @@ def adam_step(
     offsets: Sequence[int],
     /,
 ) -> None: ...
+def count_steps(counts: list[Tensor], /) -> list[float]: ...
 def lion_step(
     n_threads: int,
     params: Sequence[Tensor],

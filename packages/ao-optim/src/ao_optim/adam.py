@@ -11,9 +11,10 @@ from typing import Any
 
 from ao_core.moments import StateBits
 
+from .batches import Work
 from .loading import checked_full_state, full_state
 from .quantized import Number, QuantizedOptimizer
-from .steps import Step, adam_steps
+from .steps import adam_steps
 
 __all__ = ["Adam4bit", "Adam8bit", "AdamFp8", "AdamW", "AdamW4bit", "AdamW8bit", "AdamWFp8"]
 
@@ -75,8 +76,8 @@ class QuantizedAdam(QuantizedOptimizer):
         }
         super().__init__(params, defaults)
 
-    def _advance(self, steps: list[Step]) -> None:
-        adam_steps(steps, decoupled=self.decoupled)
+    def _advance(self, works: list[Work]) -> None:
+        adam_steps(works, decoupled=self.decoupled)
 
     def full_state_dict(self) -> dict[str, Any]:
         """The state in full precision, as torch.optim.Adam or AdamW takes it by `load_state_dict`.

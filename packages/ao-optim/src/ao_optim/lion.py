@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ao_core.moments import StateBits
 
+from .batches import Work
 from .quantized import Number, QuantizedOptimizer
 from .record import Layout, layout_of
-from .steps import Step, lion_steps
+from .steps import lion_steps
 
 __all__ = ["Lion8bit"]
 
@@ -73,5 +74,5 @@ class Lion8bit(QuantizedOptimizer):
         layout = layout_of(parameter, {**group, "amsgrad": False})
         return dataclasses.replace(layout, moments=("exp_avg",))
 
-    def _advance(self, steps: list[Step]) -> None:
-        lion_steps(steps)
+    def _advance(self, works: list[Work]) -> None:
+        lion_steps(works)

@@ -24,10 +24,10 @@ from torch import Tensor
 from ao_core.moments import StateBits
 from ao_core.rounding import random_bits, round_to_bfloat16
 
+from .batches import Step, Work
 from .quantized import Number, QuantizedOptimizer
 from .record import Layout, layout_of, read_moment, write_moment
 from .sharding import element_index, is_sharded, local_part_as, whole_like
-from .steps import Step
 
 __all__ = ["Muon", "orthogonalized"]
 
@@ -127,14 +127,15 @@ class Muon(QuantizedOptimizer):
         layout = layout_of(parameter, {**group, "amsgrad": False})
         return dataclasses.replace(layout, moments=("momentum_buffer",))
 
-    def _advance(self, steps: list[Step]) -> None:
+    def _advance(self, works: list[Work]) -> None:
         """One NaN or inf in a gradient makes its whole matrix NaN, as in torch.optim.Muon. Ranks
         that share DTensors call this together."""
-        for step in steps:
-            self._advance_one(step)
+        for work in works:
+            for step in work.each():
+                self._advance_one(step)
 
     def _advance_one(self, step: Step) -> None:
-        place, parameter, p, g, group, layout, record = step
+        place, parameter, p, g, group, layout, record, number = step
         m, momentum = read_moment(record, "momentum_buffer", layout), group["momentum"]
         g = g.to(layout.dtype)
         m.lerp_(g, 1 - momentum)
@@ -152,8 +153,8 @@ class Muon(QuantizedOptimizer):
         new = p.to(layout.dtype) * (1 - lr * group["weight_decay"])
         new.add_(x, alpha=-lr * _adjustment(group["adjust_lr_fn"], parameter.shape))
         if group["bf16_stochastic_round"] and p.dtype == torch.bfloat16:
-            index, count = element_index(parameter), int(record["step"])
-            bits = random_bits(index, seed=group["seed"], stream=place, step=count)
+            index = element_index(parameter)
+            bits = random_bits(index, seed=group["seed"], stream=place, step=number)
             new = round_to_bfloat16(new, bits)
         p.copy_(new)
 

