@@ -98,10 +98,11 @@ def load(model: Weights, optimizer: torch.optim.Optimizer, path: Path) -> None:
     set_optimizer_state_dict(model, optimizer, state["optim"])
 
 
-def start(folder: Path) -> None:
+def start(folder: Path, kinds: tuple[str, ...]) -> None:
     """Three steps, saved; then what two more make of them, going on and after loading."""
     refuse()
-    for name, kind in KINDS.items():
+    for name in kinds:
+        kind = KINDS[name]
         model, optimizer = built(kind, seed=0, shard=True)
         advanced(model, optimizer, first=0, steps=3)
         save(model, optimizer, folder / name)
@@ -119,9 +120,10 @@ def keep(tensors: dict[str, Tensor], path: Path) -> None:
         torch.save(tensors, path)
 
 
-def go_on(folder: Path, *, shard: bool = True) -> None:
+def go_on(folder: Path, kinds: tuple[str, ...], *, shard: bool = True) -> None:
     """In another number of processes: what was saved, and after two steps."""
-    for name, kind in KINDS.items():
+    for name in kinds:
+        kind = KINDS[name]
         model, optimizer = built(kind, seed=2, shard=shard)
         load(model, optimizer, folder / name)
         same(everything(model, optimizer), torch.load(folder / f"{name}-3.pt"), exactly="rows")
