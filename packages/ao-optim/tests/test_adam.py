@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import ao_optim
 from ao_core.moments import dequantize_moment, quantize_moment
 from ao_optim import AdamW, AdamW4bit, AdamW8bit, AdamWFp8
+from ao_optim import steps as steps_of
 from ao_optim.record import layout_of, read_moment
 
 
@@ -132,8 +134,11 @@ def test_tensors_as_options(kind: Any) -> None:
         weight_decay=torch.tensor([0.1]),
     )
     for start, lr in enumerate((0.01, 0.002, 0.03)):
-        numbers.param_groups[0]["lr"] = lr
+        beta, decay = 0.9 - 0.1 * start, 0.1 * start
+        numbers.param_groups[0].update(lr=lr, betas=(beta, 0.999), weight_decay=decay)
         held.param_groups[0]["lr"].fill_(lr)
+        held.param_groups[0]["betas"][0].fill_(beta)
+        held.param_groups[0]["weight_decay"].fill_(decay)
         stepped(numbers, 1, start=start)
         stepped(held, 1, start=start)
     torch.testing.assert_close(tensors, plain, rtol=1e-5, atol=1e-5)
@@ -141,6 +146,51 @@ def test_tensors_as_options(kind: Any) -> None:
     before = tensors.detach().clone()
     stepped(held, 1, start=3)
     assert torch.equal(tensors, before)
+
+
+def test_arguments_are_those_of_torch() -> None:
+    """In torch's order and with its defaults, less those that choose an implementation."""
+    chosen = ("foreach", "capturable", "differentiable", "fused")
+    for kind in ALL:
+        theirs = inspect.signature(torch.optim.AdamW if kind.decoupled else torch.optim.Adam)
+        ours = inspect.signature(kind).parameters
+        expected = [name for name in theirs.parameters if name not in chosen]
+        if not kind.decoupled:
+            expected.remove("decoupled_weight_decay")
+        assert list(ours)[: len(expected)] == expected
+        optimizer, twin = kind([parameter(8, 8)]), torch.optim.AdamW([parameter(8, 8)])
+        if not kind.decoupled:
+            twin = torch.optim.Adam([parameter(8, 8)])
+        for name in expected[1:]:
+            assert optimizer.param_groups[0][name] == twin.param_groups[0][name], name
+            assert ours[name].kind == theirs.parameters[name].kind or name == "maximize"
+
+
+def test_many_parameters_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an op, and so one launch of a kernel, or two with more than 240: whatever groups have for
+    lr and weight decay. Other formats take calls of their own."""
+    calls: list[int] = []
+    real = steps_of.adam_step
+    monkeypatch.setattr(steps_of, "adam_step", lambda p, *a: calls.append(len(p)) or real(p, *a))
+    params = [parameter(16, 256 + 8 * (i % 3), seed=i) for i in range(300)]
+    groups = [{"params": params[:100], "lr": 0.1}, {"params": params[100:], "weight_decay": 0.0}]
+    optimizer = AdamW8bit([*groups, {"params": [parameter(10)]}])
+    stepped(optimizer, 2)
+    assert calls == [300, 1, 300, 1]
+
+
+@pytest.mark.parametrize("kind", [AdamW8bit, AdamW])
+def test_a_schedule_of_a_tensor(kind: Any) -> None:
+    """Schedulers change lr in place where it is a tensor."""
+    plain, held = parameter(64, 80), parameter(64, 80)
+    for p, lr in ((plain, 0.1), (held, torch.tensor(0.1))):
+        optimizer = kind([p], lr=lr)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        for step in range(3):
+            stepped(optimizer, 1, start=step)
+            schedule.step()
+        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.0125)
+    torch.testing.assert_close(held, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [AdamW8bit, AdamW])

@@ -89,6 +89,12 @@ def test_bitsandbytes() -> None:
     full = from_bitsandbytes_state_dict(state)
     assert set(full["state"][0]) == {"step", "exp_avg"} and full["state"][0]["step"] == 3
     assert torch.equal(full["state"][0]["exp_avg"], expected["0/state1"])
+    lion = ao_optim.Lion8bit([parameter(16, 257), parameter(10, seed=1)])
+    lion.load_full_state_dict(full)
+    back = lion.full_state_dict()["state"]
+    x = expected["0/state1"]
+    assert (back[0]["exp_avg"] - x).abs().max() <= 0.016 * x.abs().max() and back[1]["step"] == 3
+    stepped(lion, 1, start=3)
 
 
 def check_loads(full: dict[str, Any], kind: Any, shape: tuple[int, ...]) -> None:

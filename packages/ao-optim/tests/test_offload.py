@@ -94,6 +94,16 @@ def test_bits_are_those_of_the_base_optimizer(name: str, mode: Any) -> None:
         assert set(offloaded.state[ours]) == set(plain.state[base])
 
 
+def test_torchs_adam_is_fused_unless_told() -> None:
+    for options, expected in (({}, True), ({"fused": False}, False), ({"foreach": True}, None)):
+        optimizer = CPUOffloadOptimizer(model().parameters(), lr=1e-2, **options)
+        assert optimizer.param_groups[0]["fused"] is expected
+    one, _ = trained(partial(torch.optim.AdamW, lr=1e-2, fused=True))
+    two, _ = trained(partial(CPUOffloadOptimizer, lr=1e-2))
+    assert bits(two.parameters()) == bits(one.parameters())
+    assert "fused" not in CPUOffloadOptimizer(model().parameters(), AdamW8bit).param_groups[0]
+
+
 @modes
 def test_small_batches(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each parameter in a call of its own, and the random bits are still those of its place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from steps import ALL, LOW_BIT, parameter, stepped
 from torch import Tensor, nn
 
 import ao_optim
-from ao_optim import AdamW, AdamW4bit, AdamW8bit, AdamWFp8
+from ao_optim import AdamW, AdamW4bit, AdamW8bit, AdamWFp8, Lion8bit, Muon
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -227,3 +228,84 @@ def test_full_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
         ao_optim.Adam8bit(parameters()).load_full_state_dict(good)
     with pytest.raises(ValueError, match="that of AdamW, Adam8bit takes that of Adam"):
         ao_optim.Adam8bit(parameters()).load_full_state_dict(optimizer.full_state_dict())
+
+
+def test_lion_and_muon_in_full_precision() -> None:
+    """Codes survive full precision; torch.optim.Muon goes on from it, and back. Lion's is exp_avg,
+    and nothing else loads there."""
+    for kind, moment in ((Lion8bit, "exp_avg"), (Muon, "momentum_buffer")):
+        optimizer = kind([parameter(70, 256), parameter(80, 64, seed=1)], lr=0.01)
+        stepped(optimizer, 3)
+        full = through_a_file(optimizer.full_state_dict())
+        assert set(full["state"][0]) == {"step", moment}
+        assert full["state"][0][moment].shape == (70, 256)
+        again = kind([parameter(70, 256), parameter(80, 64, seed=1)])
+        again.load_full_state_dict(full)
+        assert again.param_groups[0]["lr"] == 0.01
+        for old, new in zip(optimizer.state.values(), again.state.values(), strict=True):
+            assert bits_of([new[f"{moment}_codes"]]) == bits_of([old[f"{moment}_codes"]])
+            assert new["step"] == 3
+        before = all_bits(again)
+        theirs = torch.optim.AdamW([parameter(70, 256), parameter(80, 64, seed=1)])
+        stepped(theirs, 1)
+        words = "has exp_avg_sq: this is no state of Lion" if kind is Lion8bit else "lacks momentum"
+        with pytest.raises(ValueError, match=words):
+            again.load_full_state_dict(theirs.state_dict())
+        with pytest.raises(ValueError, match="it is quantized"):
+            again.load_full_state_dict(optimizer.state_dict())
+        assert all_bits(again) == before
+    params = [nn.Parameter(p.detach().clone()) for p in optimizer.param_groups[0]["params"]]
+    torchs = torch.optim.Muon(params, lr=0.5)
+    torchs.load_state_dict(copy.deepcopy(full))
+    assert torchs.param_groups[0]["lr"] == 0.01
+    stepped(torchs, 1, start=3)
+    stepped(optimizer, 1, start=3)
+    for ours, its in zip(optimizer.param_groups[0]["params"], params, strict=True):
+        assert (ours - its).norm() < 1e-2 * (0.01 * its.numel() ** 0.5)
+    back = Muon([nn.Parameter(p.detach().clone()) for p in params])
+    del torchs.state[params[0]]["step"]  # which torch's own has not
+    back.load_full_state_dict(torchs.state_dict())
+    record = back.state[back.param_groups[0]["params"][0]]
+    assert record["step"] == 0 and record["momentum_buffer_codes"].shape == (70, 256)
+
+
+def test_a_truncated_file_changes_nothing(tmp_path: Path) -> None:
+    optimizer = AdamW8bit(parameters(), lr=0.01)
+    stepped(optimizer, 2)
+    whole = tmp_path / "optimizer.pt"
+    torch.save(optimizer.state_dict(), whole)
+    before = all_bits(optimizer)
+    for part in (0.2, 0.9, 0.999):
+        cut = tmp_path / "cut.pt"
+        cut.write_bytes(whole.read_bytes()[: int(part * whole.stat().st_size)])
+        with pytest.raises((RuntimeError, OSError)):
+            optimizer.load_state_dict(torch.load(cut, weights_only=True))
+        assert all_bits(optimizer) == before
+    optimizer.load_state_dict(torch.load(whole, weights_only=True))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of dcp, in one process
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_truncated_distributed_checkpoint(tmp_path: Path) -> None:
+    """dcp writes into the tensors that it is given: copies of them keep the optimizer what it was,
+    and the next whole checkpoint loads."""
+    import torch.distributed.checkpoint as dcp
+
+    optimizer = AdamW8bit(parameters(), lr=0.01)
+    stepped(optimizer, 2)
+    for name in ("whole", "cut"):
+        dcp.save({"optimizer": optimizer.state_dict()}, checkpoint_id=tmp_path / name)
+    for file in (tmp_path / "cut").glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    stepped(optimizer, 1, start=2)
+    before = all_bits(optimizer)
+    state = {"optimizer": copy.deepcopy(optimizer.state_dict())}
+    with pytest.raises(dcp.api.CheckpointException):
+        dcp.load(state, checkpoint_id=tmp_path / "cut")
+    assert all_bits(optimizer) == before
+    dcp.load(state, checkpoint_id=tmp_path / "whole")
+    optimizer.load_state_dict(state["optimizer"])
+    fresh = AdamW8bit(parameters(), lr=0.01)
+    stepped(fresh, 2)
+    for ours, its in zip(optimizer.state.values(), fresh.state.values(), strict=True):
+        assert bits_of(list(ours.values())) == bits_of(list(its.values()))

@@ -12,7 +12,7 @@ from typing import Any
 from ao_core.moments import StateBits
 
 from .batches import Work
-from .loading import checked_full_state, full_state
+from .loading import TORCH_OPTIONS, FullState
 from .quantized import Number, QuantizedOptimizer
 from .steps import adam_steps
 
@@ -79,21 +79,9 @@ class QuantizedAdam(QuantizedOptimizer):
     def _advance(self, works: list[Work]) -> None:
         adam_steps(works, decoupled=self.decoupled)
 
-    def full_state_dict(self) -> dict[str, Any]:
-        """The state in full precision, as torch.optim.Adam or AdamW takes it by `load_state_dict`.
-
-        Moments of DTensor parameters are DTensors laid out as the parameter.
-        """
-        return full_state(self)
-
-    def load_full_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state of torch.optim.Adam or AdamW, or what `full_state_dict()` gave, and
-        quantize it.
-
-        Checked like `load_state_dict`. lr, betas, eps, weight_decay, amsgrad and maximize come from
-        the state dict; block_size, state_bits, bf16_stochastic_round and seed stay.
-        """
-        self._load(state_dict, checked_full_state)
+    def _full_state(self) -> FullState:
+        options = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
+        return FullState("torch.optim.Adam or AdamW", options, TORCH_OPTIONS, self.decoupled)
 
 
 class AdamW(QuantizedAdam):

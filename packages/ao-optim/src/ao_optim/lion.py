@@ -19,6 +19,7 @@ from torch import Tensor
 from ao_core.moments import StateBits
 
 from .batches import Work
+from .loading import FullState
 from .quantized import Number, QuantizedOptimizer
 from .record import Layout, layout_of
 from .steps import lion_steps
@@ -41,6 +42,8 @@ class Lion8bit(QuantizedOptimizer):
         maximize: go up the gradient.
         block_size, bf16_stochastic_round, seed: as in AdamW8bit.
         state_bits: 8, 4, "fp8" or 32 (full precision); may differ between groups.
+
+    The state in full precision is exp_avg, which `from_bitsandbytes_state_dict` gives, too.
 
     Raises ValueError for options out of range, TypeError for complex or integer parameters.
     """
@@ -73,6 +76,9 @@ class Lion8bit(QuantizedOptimizer):
     def _layout_of(self, parameter: Tensor, group: Mapping[str, Any]) -> Layout:
         layout = layout_of(parameter, {**group, "amsgrad": False})
         return dataclasses.replace(layout, moments=("exp_avg",))
+
+    def _full_state(self) -> FullState:
+        return FullState("Lion", ("lr", "betas", "weight_decay", "maximize"), {})
 
     def _advance(self, works: list[Work]) -> None:
         lion_steps(works)

@@ -1,7 +1,8 @@
 """State dicts in and out: everything is checked, and built anew, before an optimizer changes.
 
 Two kinds: an optimizer's own (`state_dict()`, records as `ao_optim.record` documents them), and
-full precision, as torch.optim.AdamW has it (step, exp_avg, exp_avg_sq, max_exp_avg_sq if amsgrad).
+full precision, as torch.optim has it: the step, and moments by their names in the parameter's shape
+(of Adam exp_avg, exp_avg_sq, max_exp_avg_sq if amsgrad).
 """
 
 from __future__ import annotations
@@ -9,21 +10,37 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .record import encoded_moment, layout_for, mismatch, read_moment
+from .record import SIGNED, encoded_moment, layout_for, mismatch, read_moment
 from .resharding import local_record, saved_record
 from .sharding import local_part, local_part_as, whole_like
 
-__all__ = ["checked_full_state", "checked_state", "full_state", "own_state"]
+__all__ = [
+    "TORCH_OPTIONS",
+    "FullState",
+    "checked_full_state",
+    "checked_state",
+    "full_state",
+    "own_state",
+]
 
-SHARED = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")  # with torch.optim.AdamW
-# what torch.optim.Adam and AdamW have besides, at their defaults
+# what torch.optim.Adam and AdamW have besides their shared options, at their defaults
 TORCH_OPTIONS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+
+
+class FullState(NamedTuple):
+    """What the state of an optimizer in full precision is."""
+
+    source: str  # whose it is, in words
+    options: tuple[str, ...]  # of a group
+    others: Mapping[str, Any]  # that torch's groups have besides, at their defaults
+    decoupled: bool | None = None  # weight decay, where there are both kinds
+    counts: bool = True  # whether torch's record has the step
 
 
 def own_state(optimizer: Optimizer, pack: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -85,31 +102,33 @@ def checked_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[s
     return {"state": state, "param_groups": [_merged(ours, saved) for ours, saved in groups]}
 
 
-def checked_full_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def checked_full_state(
+    optimizer: Optimizer, state_dict: Mapping[str, Any], *, kind: FullState
+) -> dict[str, Any]:
     """Full precision state -> the state to set, quantized as the optimizer's groups say."""
-    decoupled = getattr(optimizer, "decoupled", None)
+    decoupled = kind.decoupled
     groups = _matched_groups(optimizer, state_dict)
     merged = []
     for number, (ours, saved) in enumerate(groups):
-        absent = [name for name in SHARED if name not in saved]
-        if absent or saved.get("optimizer", "full") != "full":
+        absent = [name for name in kind.options if name not in saved]
+        if absent or "optimizer" in saved:
             why = f"group {number} lacks {', '.join(absent)}" if absent else "it is quantized"
-            raise ValueError(f"this is no state of torch.optim.Adam or AdamW: {why}")
-        if saved.get("decoupled_weight_decay", decoupled) != decoupled:
+            raise ValueError(f"this is no state of {kind.source}: {why}")
+        if decoupled is not None and saved.get("decoupled_weight_decay", decoupled) != decoupled:
             kinds = ("Adam", "AdamW") if decoupled else ("AdamW", "Adam")
             raise ValueError(
                 f"the state dict is that of {kinds[0]}, {type(optimizer).__name__} takes that of "
                 f"{kinds[1]}: they apply weight decay in different ways"
             )
-        merged.append({**ours, **copy.deepcopy({name: saved[name] for name in SHARED})})
+        merged.append({**ours, **copy.deepcopy({name: saved[name] for name in kind.options})})
     state: defaultdict[Any, Any] = defaultdict(dict)
     target = {id(ours): new for (ours, _), new in zip(groups, merged, strict=True)}
     options = {id(p): target[id(ours)] for ours, _ in groups for p in ours["params"]}
     for key, parameter, _, record in list(_records(groups, state_dict)):
         layout = layout_for(optimizer, parameter, options[id(parameter)])
-        _check_full_record(key, record, parameter, layout.moments)
+        _check_full_record(key, record, parameter, layout.moments, kind)
         device = local_part(parameter).device
-        new = {"step": _as_step(record["step"])}
+        new = {"step": _as_step(record.get("step", 0))}
         for name in layout.moments:
             part = local_part_as(record[name].detach(), parameter)
             part = part.to(device=device, dtype=layout.dtype, copy=True).view(layout.shape)
@@ -120,13 +139,14 @@ def checked_full_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> d
     return {"state": state, "param_groups": merged}
 
 
-def full_state(optimizer: Optimizer) -> dict[str, Any]:
-    """The state in full precision, with the keys of torch.optim.AdamW's `state_dict()`."""
+def full_state(optimizer: Optimizer, *, kind: FullState) -> dict[str, Any]:
+    """The state in full precision, with the keys of the `state_dict()` of torch's optimizer."""
     state: dict[int, dict[str, Tensor]] = {}
     saved_groups, place = [], 0
     for group in optimizer.param_groups:
-        saved = copy.deepcopy({name: group[name] for name in SHARED}) | TORCH_OPTIONS
-        saved["decoupled_weight_decay"] = getattr(optimizer, "decoupled", None)
+        saved = copy.deepcopy({name: group[name] for name in kind.options}) | dict(kind.others)
+        if kind.decoupled is not None:
+            saved["decoupled_weight_decay"] = kind.decoupled
         if "initial_lr" in group:
             saved["initial_lr"] = copy.deepcopy(group["initial_lr"])
         saved["params"] = list(range(place, place + len(group["params"])))
@@ -205,14 +225,23 @@ def _as_step(step: Any) -> Tensor:
     return torch.as_tensor(step, dtype=torch.float32).detach().reshape(()).to("cpu", copy=True)
 
 
-def _check_full_record(key: Any, record: Any, parameter: Tensor, moments: tuple[str, ...]) -> None:
+def _check_full_record(
+    key: Any, record: Any, parameter: Tensor, moments: tuple[str, ...], kind: FullState
+) -> None:
     if not isinstance(record, Mapping):
         raise ValueError(f"the state of parameter {key} is a {type(record).__name__}, not a dict")
-    absent = [name for name in ("step", *moments) if name not in record]
+    expected = ("step", *moments) if kind.counts else moments
+    absent = [name for name in expected if name not in record]
     if absent:
         has = ", ".join(map(str, record)) or "nothing"
         raise ValueError(f"the state of parameter {key} lacks {', '.join(absent)}; it has {has}")
-    _check_step(key, record["step"])
+    others = sorted((SIGNED.keys() & record.keys()) - {*moments, "max_exp_avg_sq"})
+    if others:
+        raise ValueError(
+            f"the state of parameter {key} has {', '.join(others)}: this is no state of "
+            f"{kind.source}"
+        )
+    _check_step(key, record.get("step", 0))
     for name in moments:
         value = record[name]
         if not isinstance(value, Tensor) or not value.is_floating_point():

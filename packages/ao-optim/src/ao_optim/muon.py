@@ -25,6 +25,7 @@ from ao_core.moments import StateBits
 from ao_core.rounding import random_bits, round_to_bfloat16
 
 from .batches import Step, Work
+from .loading import FullState
 from .quantized import Number, QuantizedOptimizer
 from .record import Layout, layout_of, read_moment, write_moment
 from .sharding import element_index, is_sharded, local_part_as, whole_like
@@ -126,6 +127,14 @@ class Muon(QuantizedOptimizer):
     def _layout_of(self, parameter: Tensor, group: Mapping[str, Any]) -> Layout:
         layout = layout_of(parameter, {**group, "amsgrad": False})
         return dataclasses.replace(layout, moments=("momentum_buffer",))
+
+    def _full_state(self) -> FullState:
+        """torch.optim.Muon counts no steps; here they choose random bits, and begin at 0 then."""
+        options = (
+            *("lr", "weight_decay", "momentum", "nesterov"),
+            *("ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"),
+        )
+        return FullState("torch.optim.Muon", options, {}, counts=False)
 
     def _advance(self, works: list[Work]) -> None:
         """One NaN or inf in a gradient makes its whole matrix NaN, as in torch.optim.Muon. Ranks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 from ao_core.moments import FORMATS
 
 from .batches import Planner, Work
-from .loading import checked_state, own_state
+from .loading import FullState, checked_full_state, checked_state, full_state, own_state
 
 __all__ = ["Number", "QuantizedOptimizer"]
 
@@ -30,6 +31,10 @@ class QuantizedOptimizer(Optimizer):
 
     def _advance(self, works: list[Work]) -> None:
         """Change parameters and records, whose steps are counted already."""
+        raise NotImplementedError
+
+    def _full_state(self) -> FullState:
+        """What `full_state_dict` gives and `load_full_state_dict` takes."""
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,6 +97,23 @@ class QuantizedOptimizer(Optimizer):
         does not fit. Options of the groups come from the state dict, as in torch.optim.
         """
         self._load(state_dict, checked_state)
+
+    def full_state_dict(self) -> dict[str, Any]:
+        """The state in full precision, as torch's optimizer of the name takes it by
+        `load_state_dict`: torch.optim.Adam, AdamW or Muon; exp_avg alone for Lion.
+
+        Moments of DTensor parameters are DTensors laid out as the parameter.
+        """
+        return full_state(self, kind=self._full_state())
+
+    def load_full_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of torch's optimizer of the name, or what `full_state_dict()` gave, and
+        quantize it.
+
+        Checked like `load_state_dict`. lr and the other options that torch's has come from the
+        state dict; block_size, state_bits, bf16_stochastic_round and seed stay.
+        """
+        self._load(state_dict, partial(checked_full_state, kind=self._full_state()))
 
     def _load(self, state_dict: dict[str, Any], checked: Callable[..., dict[str, Any]]) -> None:
         state_dict = state_dict.copy()
