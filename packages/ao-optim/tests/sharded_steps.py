@@ -23,6 +23,14 @@ from ao_optim import (
 KINDS = (AdamW8bit, AdamW4bit, AdamWFp8, AdamW, Muon)
 
 
+def check_on_gpus() -> None:
+    """What copies and streams could spoil."""
+    for kind in KINDS:
+        check_even(kind, torch.bfloat16, device="cuda")
+    check_fsdp(device="cuda")
+    check_offload(device="cuda")
+
+
 def check_steps() -> None:
     for kind in KINDS:
         for dtype in (torch.float32, torch.bfloat16):
@@ -38,7 +46,7 @@ def check_steps() -> None:
 def sharded(x: Tensor, dim: int = 0) -> nn.Parameter:
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    mesh = dist.device_mesh.init_device_mesh(x.device.type, (2,))
     return nn.Parameter(distribute_tensor(x, mesh, [Shard(dim)]))
 
 
@@ -47,7 +55,7 @@ def stepped(kind: type, p: nn.Parameter, steps: int = 3) -> torch.optim.Optimize
 
     optimizer = kind([p], lr=0.01, bf16_stochastic_round=True, seed=3)
     for step in range(steps):
-        g = values(*p.shape, seed=step + 1).to(p.dtype)
+        g = values(*p.shape, seed=step + 1).to(p.device, p.dtype)
         if hasattr(p, "device_mesh"):
             g = distribute_tensor(g, p.device_mesh, p.placements)
         p.grad = g
@@ -55,9 +63,9 @@ def stepped(kind: type, p: nn.Parameter, steps: int = 3) -> torch.optim.Optimize
     return optimizer
 
 
-def check_even(kind: type, dtype: torch.dtype) -> None:
+def check_even(kind: type, dtype: torch.dtype, *, device: str = "cpu") -> None:
     """Blocks end where shards do: every bit is that of one process, random rounding included."""
-    x = values(64, 128).to(dtype)
+    x = values(64, 128).to(device, dtype)
     whole, part = nn.Parameter(x.clone()), sharded(x)
     one, two = stepped(kind, whole), stepped(kind, part)
     assert torch.equal(part.full_tensor(), whole), (kind, dtype)
@@ -111,21 +119,21 @@ def check_full_state() -> None:
     assert torch.equal(same.state[part]["exp_avg_codes"], two.state[part]["exp_avg_codes"])
 
 
-def check_fsdp() -> None:
+def check_fsdp(*, device: str = "cpu") -> None:
     """A model under FSDP2 with clipping, beside the model of one process."""
     from torch.distributed.fsdp import fully_shard
 
     models = []
     for shard in (False, True):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 128))
+        model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 128)).to(device)
         if shard:
             fully_shard(model[0])
             fully_shard(model)
         optimizer = AdamW8bit(model.parameters(), lr=0.01)
         for step in range(4):
             optimizer.zero_grad()
-            model(values(8, 128, seed=step)).square().mean().backward()
+            model(values(8, 128, seed=step).to(device)).square().mean().backward()
             nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             optimizer.step()
         models.append(model)
@@ -141,7 +149,7 @@ def check_replicated() -> None:
     assert any("DistributedDataParallel" in str(each.message) for each in caught)
 
 
-def check_offload() -> None:
+def check_offload(*, device: str = "cpu") -> None:
     """Under FSDP2 the same as without offloading: gradients that its hooks bring, two backward
     passes a step, clipping by the norm over all ranks."""
     from torch.distributed.fsdp import fully_shard
@@ -157,13 +165,14 @@ def check_offload() -> None:
     found = {}
     for name, make in makers.items():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(128, 65), nn.ReLU(), nn.Linear(65, 128))
+        model = nn.Sequential(nn.Linear(128, 65), nn.ReLU(), nn.Linear(65, 128)).to(device)
         fully_shard(model[0])
         fully_shard(model)
         optimizer = make(model.parameters())
         for step in range(3):
             for part in range(2):
-                model(values(8, 128, seed=10 * step + part)).square().mean().backward()
+                x = values(8, 128, seed=10 * step + part).to(device)
+                model(x).square().mean().backward()
             if name == "gradients go":
                 assert all(p.grad is None for p in model.parameters())
                 norm = optimizer.clip_grad_norm_(1e-3)
@@ -172,7 +181,7 @@ def check_offload() -> None:
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             optimizer.step()
             optimizer.zero_grad()
-        found[name] = [norm, *(p.full_tensor() for p in model.parameters())]
+        found[name] = [norm.to(device), *(p.full_tensor() for p in model.parameters())]
         assert norm > 1e-3
     for name, tensors in found.items():
         for a, b in zip(tensors, found["plain"], strict=True):
