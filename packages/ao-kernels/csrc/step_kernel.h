@@ -52,6 +52,9 @@ inline void write(void* to, V x) {
   std::memcpy(to, &x, sizeof x);
 }
 
+// Whether store_bytes drops the upper bits of words; else it takes bytes only.
+constexpr bool kTruncates = AO_ISA == AO_IS_avx512;
+
 // Bytes and halves to words and back, whose upper bits are zero. gcc 11 takes the elements of __builtin_convertvector one by one.
 #if AO_ISA == AO_IS_avx512
 inline Words words_of_bytes(const void* from) { return (Words)_mm512_cvtepu8_epi32(read<__m128i>(from)); }
@@ -123,20 +126,32 @@ inline Words mixed(Words x) {
   return x ^ x >> 16;
 }
 
-// The random bits of ao_core/rounding.py for W elements from `index` on.
-inline Words random_bits(int64_t index, uint32_t key) {
-  Words pair, high, odd;
-  for (int i = 0; i < W; ++i) {
-    const uint64_t at = static_cast<uint64_t>(index + i);
-    pair[i] = static_cast<uint32_t>(at >> 1), high[i] = static_cast<uint32_t>(at >> 33), odd[i] = static_cast<uint32_t>(at & 1);
-  }
-  const Words word = mixed(mixed(pair + key) + high + mixed(all_words(key)));
-  return word >> (odd << 4) & 0xffffu;
+// The random words of ao_core/rounding.py for W pairs of elements from `pair` on. In memory the lower halves, which the even elements take,
+// come first: words in a row are the bits of elements in a row.
+inline Words random_words(uint64_t pair, uint32_t key) {
+  Words lanes;
+  for (int i = 0; i < W; ++i) lanes[i] = i;
+  const Words low = all_words(static_cast<uint32_t>(pair)), each = low + lanes;
+  const Words high = all_words(static_cast<uint32_t>(pair >> 32)) - (Words)(each < low);  // -1 is true
+  return mixed(mixed(each + key) + high + mixed(all_words(key)));
+}
+
+// The bits of a where the mask has ones, else those of b.
+inline Words merged(Words mask, Words a, Words b) {
+#if AO_ISA == AO_IS_avx512
+  return (Words)_mm512_ternarylogic_epi32((__m512i)mask, (__m512i)a, (__m512i)b, 0xca);
+#else
+  return (a & mask) | (b & ~mask);
+#endif
 }
 
 inline void store(void* to, DType dtype, Floats x) {
   if (dtype == DType::f32) return write(to, x);
   if (dtype == DType::bf16) {
+#if AO_ISA == AO_IS_avx512
+    constexpr int kDenormal = 0x20;  // which the instruction takes for zero
+    if (!_mm512_fpclass_ps_mask((__m512)x, kDenormal)) return write(to, _mm512_cvtneps_pbh((__m512)x));
+#endif
     const Words bits = words_of(x);
     const Words nearest = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, nan = bits >> 16 | 0x40u;
     return store_halves(to, (bits & ~kSign) > kInfinity ? nan : nearest);
@@ -190,9 +205,9 @@ inline Floats decoded(const void* from, float scale) {
   }
   constexpr int kShift = 23 - map.cell_bits;
   constexpr uint32_t kMiddle = 0x40000000u + (1u << (kShift - 1)), kCode = (1u << map.width) - 1;
-  const Words f = ((code & kCode) << kShift) + kMiddle;
-  Floats x = floats_of(f) - map.bias;
-  if (SIGNED) x = floats_of(words_of(x) | code >> map.width << 31);
+  const Words size = SIGNED ? code & kCode : code;
+  Floats x = floats_of((size << kShift) + kMiddle) - map.bias;
+  if (SIGNED) x = floats_of(merged(all_words(kSign), code << (31 - map.width), words_of(x)));
   return x * scale;
 }
 
@@ -210,10 +225,9 @@ inline Words encoded(Floats x, float inv_scale) {
     return (size < 0x3c800000u ? small : normal) | (SIGNED ? sign >> 24 : all_words(0));
   }
   const Floats size = SIGNED ? floats_of(words_of(x) & ~kSign) : x;
-  const Words f = words_of(size * inv_scale + map.bias);
-  Words code = f >> (23 - map.cell_bits) & ((1u << map.width) - 1);
-  if (SIGNED) code |= sign >> (31 - map.width);
-  return code;
+  Words code = words_of(size * inv_scale + map.bias) >> (23 - map.cell_bits);
+  if (SIGNED) code = merged(all_words((1u << map.width) - 1), code, words_of(x) >> (31 - map.width));
+  return kTruncates && F == MomentFormat::bits8 ? code : code & ((1u << (map.width + SIGNED)) - 1);
 }
 
 // The largest magnitude of a block as bits: they order like magnitudes, with inf and then NaN above all others.
@@ -239,8 +253,8 @@ struct Block {
 
   // W elements; with WHOLE false only `left`, where the block or the parameter ends.
   template <bool WHOLE>
-  [[gnu::always_inline]] void vector(int i, int left, const float (&scales)[kMoments], float (&buffer)[kMoments][kLongestBlock],
-                                     Words (&peaks)[kMoments]) const {
+  [[gnu::always_inline]] void vector(int i, int left, const float (&scales)[kMoments], const uint16_t* random,
+                                     float (&buffer)[kMoments][kLongestBlock], Words (&peaks)[kMoments]) const {
     const int64_t at = block * o.n + i;
     const int p_bytes = dtype_bytes(p_dtype()), g_bytes = dtype_bytes(g_dtype());
     char* const p_at = static_cast<char*>(t.p) + at * p_bytes;
@@ -274,7 +288,7 @@ struct Block {
     }
     char rounded[4 * W];
     char* const to = WHOLE ? p_at : rounded;
-    if (o.stochastic) store_randomly(to, p, random_bits(t.offset + at, t.key));
+    if (o.stochastic) store_randomly(to, p, words_of_halves(random + i));
     else store(to, p_dtype(), p);
     if (!WHOLE) std::memcpy(p_at, rounded, left * p_bytes);
   }
@@ -339,9 +353,15 @@ struct Block {
     float scales[kMoments] = {};
     if constexpr (F != MomentFormat::full)
       for (int k = 0; k < kMoments; ++k) scales[k] = t.scales[k][block];
+    alignas(64) uint16_t random_bits[kLongestBlock + 4 * W];  // of the block's elements, from the first or, where that is odd, the second on
+    const int64_t first = t.offset + block * o.n;
+    const int odd = first & 1;
+    if (o.stochastic)
+      for (int k = 0; k < count + odd; k += 2 * W) write(random_bits + k, random_words(static_cast<uint64_t>(first) / 2 + k / 2, t.key));
+    const uint16_t* const random = random_bits + odd;
     int i = 0;
-    for (; i + W <= count; i += W) vector<true>(i, W, scales, buffer, peaks);
-    if (i < count) vector<false>(i, count - i, scales, buffer, peaks), i += W;
+    for (; i + W <= count; i += W) vector<true>(i, W, scales, random, buffer, peaks);
+    if (i < count) vector<false>(i, count - i, scales, random, buffer, peaks), i += W;
     if constexpr (F != MomentFormat::full) {
       for (int k = 0; k < kMoments; ++k)
         for (int j = i; j < o.n; ++j) buffer[k][j] = 0;

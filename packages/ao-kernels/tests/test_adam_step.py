@@ -33,6 +33,31 @@ class TestCpu(Steps):
         for bits in ("8", "4", "fp8"):
             self.check(adam_arguments(Options(state_bits=bits, block_size=block_size)))
 
+    @pytest.mark.parametrize("offset", [0, 7, (1 << 33) - 100, (1 << 33) - 101, (1 << 40) + 1])
+    def test_random_bits_of_any_place(self, offset: int) -> None:
+        """Odd ones, and where the low word of a pair's index begins anew."""
+        for block_size in (256, 8):
+            args = adam_arguments(
+                Options(dtype=torch.bfloat16, stochastic=True, block_size=block_size)
+            )
+            self.check((*args[:-1], [offset] * len(args[0])))
+
+    @pytest.mark.parametrize("stochastic", [False, True])
+    def test_parameters_below_the_normal_numbers(self, stochastic: bool) -> None:
+        """Instructions that convert to bfloat16 take them for zeros."""
+        args = adam_arguments(
+            Options(dtype=torch.bfloat16, stochastic=stochastic, shapes=((1000,), (16,)))
+        )
+        for x, g in zip(args[0], args[1], strict=True):
+            x[::3] *= 2.0**-130
+            g[::3] = 0.0
+            for state in (args[2], args[3]):
+                for codes in state:
+                    codes.zero_()
+        found = self.run(args)
+        assert any(((p != 0) & (p.abs() < 2.0**-126)).any() for p in found[0])
+        self.check(args)
+
     def test_any_number_of_threads(self) -> None:
         args = adam_arguments(Options(shapes=((300, 1024), (5,), (77, 512))))
         threads = torch.get_num_threads()

@@ -62,6 +62,8 @@ SIDES: dict[str, Callable[[Any], Any]] = {
     "4bit-state": state(ao_optim.AdamW4bit),
     "fused-state": state(torch.optim.AdamW, fused=True),
     "8bit-offload": offload(ao_optim.AdamW8bit),
+    "8bit-offload-sr": offload(ao_optim.AdamW8bit, bf16_stochastic_round=True),
+    "4bit-offload": offload(ao_optim.AdamW4bit),
     "fused-offload": offload(torch.optim.AdamW, fused=True),
     "torchao": torchao,
 }
@@ -72,6 +74,8 @@ WORDS = {
     "4bit-state": "StateOffload, AdamW4bit, in backward",
     "fused-state": "StateOffload, torch AdamW fused, in backward",
     "8bit-offload": "CPUOffload, AdamW8bit",
+    "8bit-offload-sr": "CPUOffload, AdamW8bit, stochastic",
+    "4bit-offload": "CPUOffload, AdamW4bit",
     "fused-offload": "CPUOffload, torch AdamW fused",
     "torchao": "torchao's CPUOffload, torch AdamW fused",
 }
@@ -121,21 +125,45 @@ def measured(side: str, options: argparse.Namespace, shape: Shape) -> dict[str, 
     }
     if isinstance(optimizer, CPUOffloadOptimizer):
         row["cpu_ms"] = cpu_step(optimizer)
+        row["cpu_gbps"] = step_bytes(optimizer) / row["cpu_ms"] / 1e6
     if isinstance(optimizer, StateOffloadOptimizer):
         row["state_bytes"] = sum(x.nbytes for r in optimizer.state.values() for x in r.values())
     return row
 
 
 def cpu_step(optimizer: CPUOffloadOptimizer) -> float:
-    """Milliseconds of the base optimizer's step over everything, with the last gradients."""
+    """Milliseconds of the base optimizer's step over everything, with the last gradients: the
+    median of three."""
     for lane in optimizer._lanes.values():
         lane.host.grad = lane.gradient
-    start = time.perf_counter()
-    optimizer.base.step()
-    took = time.perf_counter() - start
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        optimizer.base.step()
+        took.append(time.perf_counter() - start)
     for lane in optimizer._lanes.values():
         lane.host.grad = None
-    return took * 1e3
+    return statistics.median(took) * 1e3
+
+
+def step_bytes(optimizer: CPUOffloadOptimizer) -> int:
+    """What the CPU's step must read and write: gradients once, parameters and state twice."""
+    found = 0
+    for lane in optimizer._lanes.values():
+        record = optimizer.base.state.get(lane.host, {})
+        found += 3 * lane.host.nbytes + 2 * sum(x.nbytes for x in record.values())
+    return found
+
+
+def memory_gbps(n_bytes: int) -> float:
+    """What the CPU's memory gives all threads that read two streams and write one of them."""
+    x, y = (torch.ones(n_bytes // 4) for _ in range(2))
+    took = []
+    for _ in range(7):
+        start = time.perf_counter()
+        y.add_(x)
+        took.append(time.perf_counter() - start)
+    return 3 * n_bytes / min(took) / 1e9
 
 
 def model_alone(options: argparse.Namespace, shape: Shape) -> float:
@@ -208,6 +236,7 @@ def main() -> None:
     clean()
     down, up = bus_gbps() if options.device == "cuda" else (0.0, 0.0)
     clean()
+    memory = memory_gbps(64 << 20 if options.tiny else 1 << 30)
     found = []
     others = [side for side in sides if side != "torchao"]
     leaks = [side for side in sides if side == "torchao"]  # keeps 3.5 GB of the device
@@ -222,11 +251,13 @@ def main() -> None:
     bus_ms = 2 * n / min(down, up) / 1e6 if down else 0.0
     print(
         f"\n{n / 1e9:.3f}e9 parameters, {options.tokens} tokens, recompute={options.recompute}; "
-        f"the model alone {alone:.1f} ms; bus {down:.1f} down, {up:.1f} up GB/s: {bus_ms:.1f} ms"
+        f"the model alone {alone:.1f} ms; bus {down:.1f} down, {up:.1f} up GB/s: {bus_ms:.1f} ms; "
+        f"the CPU's memory {memory:.1f} GB/s with {torch.get_num_threads()} threads"
     )
     lines = []
     for row in found:
-        row |= {"model_ms": alone, "bus_ms": bus_ms, "x_ms": row["ms"] / base}
+        row |= {"model_ms": alone, "bus_ms": bus_ms, "memory_gbps": memory}
+        row |= {"x_ms": row["ms"] / base}
         row["x_peak"] = row["peak_bytes"] / max(found[0]["peak_bytes"], 1)
         cells = {
             "side": WORDS[row["side"]],
@@ -235,6 +266,7 @@ def main() -> None:
             "peak GB": f"{row['peak_bytes'] / 1e9:.2f}",
             "x peak": f"{row['x_peak']:.2f}",
             "CPU step ms": f"{row['cpu_ms']:.0f}" if "cpu_ms" in row else "",
+            "GB/s": f"{row['cpu_gbps']:.0f}" if "cpu_gbps" in row else "",
             "limit ms": "",
         }
         last = min((64 << 20) / (2 * n), 1.0)  # the share of the last batch
