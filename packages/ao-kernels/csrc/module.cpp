@@ -21,6 +21,7 @@ void register_int8_tokens(py::module_& m);
 void register_intx_embedding(py::module_& m);
 void register_intx_linear(py::module_& m);
 void register_lion_step(py::module_& m);
+void register_step_table(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of ao_kernels: raw addresses and sizes, no torch headers.";
@@ -44,4 +45,5 @@ PYBIND11_MODULE(_C, m) {
   register_intx_embedding(m);
   register_intx_linear(m);
   register_lion_step(m);
+  register_step_table(m);
 }

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from step_contract import Steps
-from step_samples import Options, adam_arguments, copied
+from step_samples import Options, adam_arguments, copied, lion_arguments
 
-from ao_kernels.ops import adam_step
+from ao_kernels import force
+from ao_kernels.ops import adam_step, lion_step
 from ao_kernels.ops.adam_step import adam_scalars
 
 
@@ -17,6 +18,48 @@ from ao_kernels.ops.adam_step import adam_scalars
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")  # of NaN, in numpy
 class TestInterpreted(Steps):
     backend = "triton"
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(dtype=torch.bfloat16, amsgrad=True, stochastic=True),
+        Options(state_bits="32", grad_dtype=torch.bfloat16),
+        Options(state_bits="4", block_size=32, stochastic=True),
+    ],
+)
+@pytest.mark.parametrize("op", [adam_step, lion_step])
+def test_the_compiled_table_is_that_of_python(
+    op: Any, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows without elements aside; and what the direct entry leaves to `run`."""
+    from ao_kernels.triton import steps
+
+    launched: list[Any] = []
+    monkeypatch.setattr(steps, "_launch", lambda *args: launched.append(args))
+    args = adam_arguments(options) if op is adam_step else lion_arguments(options)
+    before = force("triton")
+    try:
+        op.overload(*copied(args))  # loads the kernels
+        kernel = next(each for each in op.kernels if each.name == "triton")
+        launched.clear()
+        kernel.run(*args)
+        assert kernel.direct is not None and kernel.direct(0, *args) is None
+    finally:
+        force(before)
+    (_, expected, *others), (_, found, *same) = launched
+    rows = expected[:, 0] > 0
+    assert rows.sum() == len(args[0]) - 1 and torch.equal(found[rows], expected[rows])
+    assert (found[~rows] == 0).all()
+    assert all(x is y or x == y for x, y in zip(others, same, strict=True))
+    turned = list(args)
+    turned[0] = [x.t().contiguous().t() if x.ndim == 2 else x for x in args[0]]
+    assert kernel.direct(0, *turned) is NotImplemented
+    if options.state_bits == "8":
+        place = 10 if op is adam_step else 6
+        assert kernel.direct(0, *args[:place], 24, *args[place + 1 :]) is NotImplemented
+    assert kernel.direct(0, *args[:-2]) is NotImplemented and len(launched) == 2
 
 
 @pytest.mark.gpu

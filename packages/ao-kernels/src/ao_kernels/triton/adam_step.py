@@ -9,6 +9,7 @@ or begins at an address that is no multiple of 16, its tiles are launched apart,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -137,7 +138,17 @@ def _supports(
     return steps.refusal(params, grads, state_bits, block_size)
 
 
-@adam_step.kernel("triton", device=tiles.DEVICES, supports=_supports)
+def _constants(*args: Any) -> dict[str, Any]:
+    """Of the kernel, from the arguments of the op."""
+    return {"DECOUPLED": args[11], "MAXIMIZE": args[12], "AMSGRAD": bool(args[4])}
+
+
+@adam_step.kernel(
+    "triton",
+    device=tiles.DEVICES,
+    supports=_supports,
+    direct=steps.direct_entry(_adam, "adam_step", 8, _constants),
+)
 def _run(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

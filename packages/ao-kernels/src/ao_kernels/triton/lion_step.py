@@ -89,7 +89,17 @@ def _supports(params: Sequence[Tensor], grads: Sequence[Tensor], *others: Any) -
     return steps.refusal(params, grads, state_bits=others[3], block_size=others[4])
 
 
-@lion_step.kernel("triton", device=tiles.DEVICES, supports=_supports)
+def _constants(*args: Any) -> dict[str, Any]:
+    """Of the kernel, from the arguments of the op."""
+    return {"MAXIMIZE": args[7]}
+
+
+@lion_step.kernel(
+    "triton",
+    device=tiles.DEVICES,
+    supports=_supports,
+    direct=steps.direct_entry(_lion, "lion_step", 4, _constants),
+)
 def _run(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

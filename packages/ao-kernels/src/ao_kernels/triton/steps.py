@@ -8,7 +8,7 @@ parameter and the key of random bits.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -133,20 +133,69 @@ def run(
 
     Parameters, gradients and full moments that are not contiguous are copied, and copied back.
     """
-    full = state_bits == "32"
     lists, copied = ready((params, grads, *state))
-    device = params[0].device
     addresses = [[x.data_ptr() for x in each] or [0] * len(params) for each in lists]
-    numels = tuple(x.numel() for x in params)
-    stochastic = bool(keys) and params[0].dtype == torch.bfloat16
-    columns = [list(numels), *addresses]
+    columns = [[x.numel() for x in params], *addresses]
     columns += [[0] * len(params)] * (9 - len(columns))
+    stochastic = bool(keys) and params[0].dtype == torch.bfloat16
     columns += [list(offsets), list(keys)] if stochastic else [[0] * len(params)] * 2
-    table = sent(torch.tensor(columns, dtype=torch.int64).t().contiguous(), device)
-    scalars = sent(scalars.contiguous(), device)  # one row may stand for all
-    n = 256 if full else block_size
+    table = torch.tensor(columns, dtype=torch.int64).t().contiguous()
+    _launch(
+        kernel, table, params[0], grads[0], scalars, state_bits, block_size, stochastic, constants
+    )
+    for given, used in copied:
+        if not any(given is g for g in grads):
+            given.copy_(used)
+    changed((params, *state))
+
+
+def direct_entry(kernel: Any, op: str, n_lists: int, constants_of: Callable[..., Any]) -> Any:
+    """The direct entry of a kernel, for tensors as they are, whose checks and table are compiled
+    (csrc/step_table.cpp): 300 parameters take 0.2 ms of the host, by `run` and its checks 4.
+
+    The op's first ``n_lists`` arguments are lists; ``constants_of`` gives the kernel's constants.
+    """
+
+    def direct(token: int, *args: Any) -> Any:
+        from ao_kernels import cpu
+
+        if cpu._C is None or len(args) <= n_lists + 4:
+            return NotImplemented
+        scalars, state_bits, block_size = args[n_lists : n_lists + 3]
+        if state_bits != "32" and block_size & (block_size - 1):
+            return NotImplemented
+        table = getattr(cpu._C, op + "_table")(0, *args)
+        if table is NotImplemented:
+            return NotImplemented
+        p, g = args[0][0], args[1][0]
+        stochastic = bool(args[-2]) and p.dtype == torch.bfloat16
+        constants = constants_of(*args)
+        _launch(kernel, table, p, g, scalars, state_bits, block_size, stochastic, constants)
+        changed((args[0], *args[2:n_lists]))
+        return None
+
+    return direct
+
+
+def _launch(
+    kernel: Any,
+    table: Tensor,
+    p: Tensor,
+    g: Tensor,
+    scalars: Tensor,
+    state_bits: str,
+    block_size: int,
+    stochastic: bool,
+    constants: dict[str, Any],
+) -> None:
+    """Over the rows of a table on the CPU, of parameters and gradients like p and g."""
+    device = p.device
+    n = 256 if state_bits == "32" else block_size
     rows = max(1, _TILE // n)
-    aligned = tuple(not any(each[i] % 16 for each in addresses) for i in range(len(params)))
+    numels = tuple(table[:, 0].tolist())
+    aligned = tuple((table[:, 1:9] % 16 == 0).all(1).tolist())
+    table = sent(table, device)
+    scalars = sent(scalars.contiguous(), device)  # one row may stand for all
     for ragged, places in enumerate(_places(numels, aligned, n, rows * _TILES, device)):
         if places is None:
             continue
@@ -155,8 +204,8 @@ def run(
                 table,
                 scalars,
                 places,
-                P=_TYPES[params[0].dtype],
-                G=_TYPES[grads[0].dtype],
+                P=_TYPES[p.dtype],
+                G=_TYPES[g.dtype],
                 n=n,
                 R=rows,
                 TILES=_TILES,
@@ -168,10 +217,6 @@ def run(
                 num_warps=_WARPS,
                 enable_fp_fusion=False,
             )
-    for given, used in copied:
-        if not any(given is g for g in grads):
-            given.copy_(used)
-    changed((params, *state))
 
 
 @functools.lru_cache(maxsize=64)
