@@ -5,7 +5,8 @@ python benchmarks/bench_adam_step.py --device cpu          a CPU, 16e6 float32 p
 python benchmarks/bench_adam_step.py --sweep               shapes of the Triton launch, 8 bits
 
 Large: an embedding of 128256 x 2048, as Llama-3.2-1B has it, and 16 matrices of 22448 x 2048.
-Small: 300 vectors of 16384 to 262144 elements. All sides have the same parameters and gradients
+Small: 300 vectors of 16384 to 262144 elements. Five: 300 vectors of five sizes in that range, for
+torchao, which compiles each size (9 s). All sides have the same parameters and gradients
 and take steps in turn, in an order drawn anew each round; the median is given, with the 10th and
 90th percentile. The limit counts the bytes that must be read and written, at the rate of a copy
 that was timed in the same rounds. "first" is the first step in this process, which makes the
@@ -31,6 +32,7 @@ import ao_optim
 
 LARGE = ((128256, 2048), *((22448, 2048),) * 16)
 SMALL = tuple((16384 + round(i * (262144 - 16384) / 299 / 128) * 128,) for i in range(300))
+FIVE = tuple((1 << 14 + i % 5,) for i in range(300))
 ON_CPU = ((2048, 4096), (4096, 1536), (5, 377), (1024, 2048))
 STATE_BYTES = {"8bit": 2 + 8 / 256, "fp8": 2 + 8 / 256, "4bit": 1 + 8 / 128, "full": 8.0}
 
@@ -250,7 +252,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each table")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--sides", help="only these, by their names in the table")
-    parser.add_argument("--sets", default="large,small", help="of a GPU: large,small")
+    parser.add_argument("--sets", default="large,small", help="of a GPU: large,small,five")
     parser.add_argument("--stochastic", action="store_true", help="one more side")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--keep", action="store_true", help="append rows to benchmarks/results")
@@ -270,6 +272,7 @@ def main() -> None:
         tables = {
             "large": (LARGE, torch.bfloat16, False),
             "small, with the host's time": (SMALL, torch.bfloat16, True),
+            "five, with the host's time": (FIVE, torch.bfloat16, True),
         }
         chosen = options.sets.split(",")
         tables = {title: table for title, table in tables.items() if title.split(",")[0] in chosen}
