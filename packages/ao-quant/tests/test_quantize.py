@@ -7,7 +7,9 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from ao_core.config import AOBaseConfig, config_from_json, config_to_json
 from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
@@ -300,6 +302,33 @@ def test_compile_of_a_whole_model() -> None:
             layer.weight.update_(torch.randn(layer.weight.shape))
     # New weights in the same storage, no new compilation.
     torch.testing.assert_close(compiled(x), model(x))
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@EACH
+def test_a_compiled_linear_is_its_op_and_no_copy(name: str, device: str) -> None:
+    torch._dynamo.reset()
+    on_reference = {"cpu": ("float8", "int8 static"), "cuda": ("8da4w", "int6 dynamic")}[device]
+    if name.startswith(on_reference):
+        pytest.skip("has no kernel there: compilers see the reference and fuse it")
+    model = nn.Sequential(nn.Linear(256, 64)).bfloat16().to(device)
+    quantize_(model, CONFIGS[name][0])
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    x = torch.randn(2, 3, 256, device=device).bfloat16()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=keep))
+        assert torch.equal(compiled(x), model(x))
+    (graph,) = graphs
+    calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert len(calls) == 1 and calls[0].startswith("ao.") and calls[0].endswith("linear.default")
 
 
 def test_requantize_carries_the_options() -> None:
