@@ -82,6 +82,14 @@ void set_python_error(void*, const char*, const char* message) {
   PyGILState_Release(state);
 }
 
+// nullptr with a Python error set when it fails.
+DlManaged* allocate(int32_t ndim, const int64_t* shape, DType dtype, DeviceType type, int32_t device) {
+  DlTensor prototype{nullptr, {dl_device(type), device}, ndim, dl_type(dtype),
+                     const_cast<int64_t*>(shape), nullptr, 0};
+  DlManaged* managed = nullptr;
+  return g_exchange->allocate(&prototype, &managed, nullptr, set_python_error) == 0 ? managed : nullptr;
+}
+
 }  // namespace
 
 bool Tensor::contiguous() const {
@@ -127,14 +135,24 @@ bool read_tensor(PyObject* object, Tensor* out, DeviceType device_type) {
 
 PyObject* new_tensor(int32_t ndim, const int64_t* shape, DType dtype, void** data, DeviceType type,
                      int32_t device) {
-  DlTensor prototype{nullptr, {dl_device(type), device}, ndim, dl_type(dtype),
-                     const_cast<int64_t*>(shape), nullptr, 0};
-  DlManaged* managed = nullptr;
-  if (g_exchange->allocate(&prototype, &managed, nullptr, set_python_error) != 0) return nullptr;
+  DlManaged* const managed = allocate(ndim, shape, dtype, type, device);
+  if (!managed) return nullptr;
   *data = managed->tensor.data;
   void* object = nullptr;
   if (g_exchange->object_from_managed(managed, &object) != 0) return nullptr;
   return static_cast<PyObject*>(object);
+}
+
+Workspace::Workspace(int64_t bytes, DeviceType type, int32_t device) {
+  DlManaged* const managed = allocate(1, &bytes, DType::u8, type, device);
+  if (!managed) return;
+  data_ = managed->tensor.data;
+  lent_ = managed;
+}
+
+Workspace::~Workspace() {
+  auto* const managed = static_cast<DlManaged*>(lent_);
+  if (managed && managed->deleter) managed->deleter(managed);
 }
 
 bool current_stream(int32_t device, void** stream) {

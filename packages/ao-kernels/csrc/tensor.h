@@ -41,6 +41,22 @@ bool read_tensor(PyObject* object, Tensor* out, DeviceType type = DeviceType::cp
 PyObject* new_tensor(int32_t ndim, const int64_t* shape, DType dtype, void** data,
                      DeviceType type = DeviceType::cpu, int32_t device = 0);
 
+// Memory that torch's allocator lends, without a Python object around it. Work that is in torch's current stream when this ends
+// may go on using it: the allocator gives it to nobody else on another stream before that is done.
+class Workspace {
+ public:
+  Workspace(int64_t bytes, DeviceType type, int32_t device);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  void* data() const { return data_; }  // nullptr with a Python error set where there was none to lend
+
+ private:
+  void* data_ = nullptr;
+  void* lent_ = nullptr;
+};
+
 // The stream on which torch works on this CUDA device now. False with a Python error set when it fails.
 bool current_stream(int32_t device, void** stream);
 

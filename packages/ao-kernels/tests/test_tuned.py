@@ -291,7 +291,7 @@ def test_choice_by_a_table(linear: Op) -> None:
 
 def test_the_direct_entry_is_told_what_it_may_take(linear: Op) -> None:
     told = []
-    linear._cuda_direct = lambda most, *args: told.append(most) or NotImplemented
+    linear._on_cuda = (lambda most, *args: told.append(most) or NotImplemented,)
     linear(*call(64))
     linear(*call(64))
     assert told == [1, 32]

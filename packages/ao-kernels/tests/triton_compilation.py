@@ -43,6 +43,7 @@ _SHARED = (
     "quantize_block",
     "quantize_rowwise",
     "quantize_tensorwise",
+    "weight_only",
 )
 
 

@@ -79,8 +79,8 @@ def test_the_kernel_of_every_format_is_the_one_that_runs(
         return lambda *args: ran.append(kernel) or function(*args)
 
     for op in OPS.values():  # not past the choice: no direct entries
-        monkeypatch.setattr(op, "_direct", lambda *args: NotImplemented)
-        monkeypatch.setattr(op, "_device_direct", {})
+        monkeypatch.setattr(op, "_on_cpu", ())
+        monkeypatch.setattr(op, "_entries", {})
         monkeypatch.setattr(op, "reference", noting("reference", op.reference))
         noted = [dataclasses.replace(k, run=noting(k.name, k.run)) for k in op.kernels]
         monkeypatch.setattr(op, "kernels", noted)
@@ -146,5 +146,5 @@ def test_asking_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for op in OPS.values():
         monkeypatch.setattr(op, "_run", fails)
-        monkeypatch.setattr(op, "_direct", fails)
+        monkeypatch.setattr(op, "_on_cpu", (fails,))
     assert len(report.kernels(net, tokens=(1, 1000))) == 8

@@ -25,18 +25,13 @@ inline PyObject* run_bytes(const char* op, LinearCall& call, TokenScales scales,
       .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype};
   if (*bytes::device_refusal(at) || !bytes::takes(linear)) return not_implemented();
   if (a.M == 0 || a.N == 0) return call.new_result();
-  // torch's allocator gives it to nobody else before the work on this stream is done.
-  void* workspace;
-  const int64_t workspace_bytes = bytes::workspace_bytes(linear.tokens);
-  PyObject* const lent = new_tensor(1, &workspace_bytes, DType::u8, &workspace, DeviceType::cuda, call.x.device);
-  if (!lent) return nullptr;
-  bytes::place_tokens(linear.tokens, workspace);
-  PyObject* const y = run_on_device(op, call, [&](const LinearArgs& args, const Device& device, cudaStream_t stream) {
+  const Workspace workspace(bytes::workspace_bytes(linear.tokens), DeviceType::cuda, call.x.device);
+  if (!workspace.data()) return nullptr;
+  bytes::place_tokens(linear.tokens, workspace.data());
+  return run_on_device(op, call, [&](const LinearArgs& args, const Device& device, cudaStream_t stream) {
     linear.y = args.y;
     return bytes::launch(linear, device, stream);
   });
-  Py_DECREF(lent);
-  return y;
 }
 
 }  // namespace ao

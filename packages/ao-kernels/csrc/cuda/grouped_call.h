@@ -96,18 +96,13 @@ inline PyObject* run_grouped_bytes(const char* op, GroupedCall& call) {
   if (a.G != 1 || (a.block_n > 1 && a.block_n < a.N) || *bytes::device_refusal(*device(call.x.device)) || !bytes::takes(linear))
     return not_implemented();
   if (a.M == 0 || a.N == 0) return call.new_result();
-  // torch's allocator gives it to nobody else before the work on this stream is done.
-  void* workspace;
-  const int64_t workspace_bytes = bytes::workspace_bytes(linear.one.tokens);
-  PyObject* const lent = new_tensor(1, &workspace_bytes, DType::u8, &workspace, DeviceType::cuda, call.x.device);
-  if (!lent) return nullptr;
-  bytes::place_tokens(linear.one.tokens, workspace);
-  PyObject* const y = call.run(op, [&](const Device& at, cudaStream_t stream) {
+  const Workspace workspace(bytes::workspace_bytes(linear.one.tokens), DeviceType::cuda, call.x.device);
+  if (!workspace.data()) return nullptr;
+  bytes::place_tokens(linear.one.tokens, workspace.data());
+  return call.run(op, [&](const Device& at, cudaStream_t stream) {
     linear.one.y = call.args.one.y;
     return bytes::launch(linear, at, stream);
   });
-  Py_DECREF(lent);
-  return y;
 }
 
 }  // namespace ao

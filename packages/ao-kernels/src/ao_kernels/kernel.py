@@ -1,4 +1,4 @@
-"""One implementation of an op, and how direct entries of several are put together."""
+"""One implementation of an op, and the direct entry for what a table chose."""
 
 from __future__ import annotations
 
@@ -34,16 +34,6 @@ class Kernel:
 def refuses(*_: object) -> Any:
     """Stands for a kernel that takes nothing."""
     return NotImplemented
-
-
-def one_of(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
-    """The direct entry of two kernels, tried in this order."""
-
-    def direct(*args: Any) -> Any:
-        y = first(*args)
-        return second(*args) if y is NotImplemented else y
-
-    return direct
 
 
 class Chosen:

@@ -39,7 +39,7 @@ from torch.compiler import is_dynamo_compiling
 
 from ao_kernels import choice
 from ao_kernels.choice import Choice
-from ao_kernels.kernel import Chosen, Kernel, one_of, refuses
+from ao_kernels.kernel import Chosen, Kernel
 
 _BACKENDS = ("reference", "cpu", "cuda", "triton")
 _ACCELERATORS = ("cuda", "xpu")
@@ -87,9 +87,10 @@ class Op:
         self._differentiable = [self._parameters.index(name) for name in tensors]
         self._check: Callable[..., None] = lambda *args: None
         self._backward: Callable[..., tuple[Any, ...]] | None = None
-        self._direct: Callable[..., Any] = refuses  # of CPU tensors; _device_direct has all
-        self._cuda_direct: Callable[..., Any] = refuses
-        self._device_direct: dict[str, Callable[..., Any]] = {}
+        # Direct entries in the order in which they are tried, by device.
+        self._entries: dict[str, tuple[Callable[..., Any], ...]] = {}
+        self._on_cpu: tuple[Callable[..., Any], ...] = ()
+        self._on_cuda: tuple[Callable[..., Any], ...] = ()
         self._most_tokens = _ASK  # what direct entries of GPUs are told
         self._chosen = Chosen()
         self._loaded: set[str] = set()
@@ -191,12 +192,14 @@ class Op:
             and not _n_dispatch_modes()
             and not (_grad_mode() and self._wants_grad(x, args))
         ):
-            y = self._direct(_n_threads(), x, *args)
-            if y is not NotImplemented:
-                return y
-            y = self._cuda_direct(self._most_tokens, x, *args)
-            if y is not NotImplemented:
-                return y
+            for direct in self._on_cpu:
+                y = direct(_n_threads(), x, *args)
+                if y is not NotImplemented:
+                    return y
+            for direct in self._on_cuda:
+                y = direct(self._most_tokens, x, *args)
+                if y is not NotImplemented:
+                    return y
         return self._general(self._bind((x, *args), kwargs))
 
     def why_not(self, *args: Any, **kwargs: Any) -> dict[str, str]:
@@ -299,8 +302,7 @@ class Op:
         """Plain tensors, no autograd: the best kernel, or the reference."""
         device = _device_of(args)
         self._load(device)
-        direct = self._device_direct.get(device)
-        if direct is not None:
+        for direct in self._entries.get(device, ()):
             y = direct(self._most_tokens if device == "cuda" else _n_threads(), *args)
             if y is not NotImplemented:
                 return y
@@ -367,22 +369,19 @@ class Op:
 
     def _choose_direct(self) -> None:
         """Recomputes the direct entries after a kernel was added or forced."""
-        self._device_direct.clear()
         self._most_tokens = _ASK if _forced is None else 0
-        for kernel in self.kernels:
-            if kernel.direct is None or _forced not in (None, kernel.backend):
-                continue
-            for device in kernel.devices:
-                first = self._device_direct.get(device)
-                both = kernel.direct if first is None else one_of(first, kernel.direct)
-                self._device_direct[device] = both
         self._chosen.forget()
+        entries: dict[str, list[Callable[..., Any]]] = {}
+        for kernel in self.kernels:
+            if kernel.direct is not None and _forced in (None, kernel.backend):
+                for device in kernel.devices:
+                    entries.setdefault(device, []).append(kernel.direct)
         if _forced is None:
             for device in {d for kernel in self.kernels if kernel.few for d in kernel.devices}:
-                unasked = self._device_direct.get(device, refuses)
-                self._device_direct[device] = one_of(unasked, self._chosen.direct)
-        self._direct = self._device_direct.get("cpu", refuses)
-        self._cuda_direct = self._device_direct.get("cuda", refuses)
+                entries.setdefault(device, []).append(self._chosen.direct)
+        self._entries = {device: tuple(each) for device, each in entries.items()}
+        self._on_cpu = self._entries.get("cpu", ())
+        self._on_cuda = self._entries.get("cuda", ())
 
 
 _UNAVAILABLE: dict[str, str] = {}

@@ -27,7 +27,9 @@ KERNELS = (
 if importlib.util.find_spec("ao_kernels._cuda") is None:
     unavailable = (
         "the compiled extension ao_kernels._cuda is not there: it is built where a CUDA toolkit is "
-        "found (AO_KERNELS_CUDA=on in the environment of the build makes its absence an error)"
+        "found and AO_KERNELS_CUDA is not off (AO_KERNELS_CUDA=on in the environment of "
+        "`pip install` makes its absence an error that says what is missing); Triton's kernels "
+        "serve GPUs without it"
     )
 else:
     try:

@@ -68,6 +68,9 @@ def _check(
     layout.check_activation("int8_dynamic_int4_linear", x)
     layout.check_intx("int8_dynamic_int4_linear", codes, scale, zero, 4, group_size, x.shape[-1])
     layout.check_bias("int8_dynamic_int4_linear", bias, codes.shape[0])
+    layout.check_devices(
+        "int8_dynamic_int4_linear", x, codes=codes, scale=scale, zero=zero, bias=bias
+    )
 
 
 @int8_dynamic_int4_linear.fake

@@ -77,6 +77,9 @@ def _check(
     layout.check_activation("int8_dynamic_intx_linear", x)
     layout.check_intx("int8_dynamic_intx_linear", codes, scale, zero, bits, group_size, x.shape[-1])
     layout.check_bias("int8_dynamic_intx_linear", bias, codes.shape[0])
+    layout.check_devices(
+        "int8_dynamic_intx_linear", x, codes=codes, scale=scale, zero=zero, bias=bias
+    )
 
 
 @int8_dynamic_intx_linear.fake

@@ -55,6 +55,7 @@ def _check(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None
     layout.check_activation("int8_dynamic_linear", x)
     layout.check_int8("int8_dynamic_linear", codes, scale, _row(x), x.shape[-1])
     layout.check_bias("int8_dynamic_linear", bias, codes.shape[0])
+    layout.check_devices("int8_dynamic_linear", x, codes=codes, scale=scale, bias=bias)
 
 
 @int8_dynamic_linear.fake

@@ -52,6 +52,7 @@ def _check(
 ) -> None:
     layout.check_indices("int8_embedding", indices, dtype)
     layout.check_int8("int8_embedding", codes, scale, group_size, codes.shape[-1])
+    layout.check_devices("int8_embedding", indices, codes=codes, scale=scale)
 
 
 @int8_embedding.fake

@@ -61,6 +61,7 @@ def _check(
     layout.check_activation("int8_linear", x)
     layout.check_int8("int8_linear", codes, scale, group_size, x.shape[-1])
     layout.check_bias("int8_linear", bias, codes.shape[0])
+    layout.check_devices("int8_linear", x, codes=codes, scale=scale, bias=bias)
 
 
 @int8_linear.fake

@@ -79,6 +79,7 @@ def _check(
 ) -> None:
     layout.check_indices("intx_embedding", indices, dtype)
     layout.check_intx("intx_embedding", codes, scale, zero, bits, group_size, length)
+    layout.check_devices("intx_embedding", indices, codes=codes, scale=scale, zero=zero)
 
 
 @intx_embedding.fake

@@ -69,6 +69,7 @@ def _check(
     layout.check_activation("intx_linear", x)
     layout.check_intx("intx_linear", codes, scale, zero, bits, group_size, x.shape[-1])
     layout.check_bias("intx_linear", bias, codes.shape[0])
+    layout.check_devices("intx_linear", x, codes=codes, scale=scale, zero=zero, bias=bias)
 
 
 @intx_linear.fake

@@ -58,6 +58,7 @@ def _check(x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> None:
             f"quantize_tensorwise: scale is {tuple(scale.shape)} {scale.dtype}; it must be one "
             f"float32 element, or None for the scale of x itself"
         )
+    layout.check_devices("quantize_tensorwise", x, scale=scale)
 
 
 @quantize_tensorwise.fake

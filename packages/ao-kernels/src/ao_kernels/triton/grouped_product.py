@@ -5,6 +5,7 @@ features. One launch serves all experts. A program computes a (BLOCK_N, BLOCK_M)
 transposed result, of tokens of one expert, which it finds from ``offsets``; the grid has as many
 rows of tiles as the worst of all ``offsets`` could need, and programs past the last one return. The
 host never waits for ``offsets``. Rows of no expert are one expert more, whose results are zeros.
+Without ``offsets`` there is one expert, and all rows are its own: weight-only linears use that.
 
 A program walks over K in chunks that never cross a group and adds up
 
@@ -111,13 +112,16 @@ def _grouped_product(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    EXPERTS: tl.constexpr,
+    EXPERTS: tl.constexpr,  # 1: there are no offsets
 ):
     split = tl.program_id(1)
     tile_m, tile_n = tiles.place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N), GROUP)
-    expert, first, stop = expert_of(offsets, tile_m, T, E, BLOCK_M, EXPERTS)
-    if first >= stop:
-        return
+    if EXPERTS == 1:
+        expert, first, stop = tl.zeros((), tl.int32), tile_m * BLOCK_M, T
+    else:
+        expert, first, stop = expert_of(offsets, tile_m, T, E, BLOCK_M, EXPERTS)
+        if first >= stop:
+            return
     m = first + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     y += split.to(tl.int64) * T * N
@@ -238,7 +242,12 @@ class Product(NamedTuple):
     finish: launch.Launch | None
 
     def __call__(
-        self, x: Tensor, x_scale: Tensor | None, w: Weight, offsets: Tensor, bias: Tensor | None
+        self,
+        x: Tensor,
+        x_scale: Tensor | None,
+        w: Weight,
+        offsets: Tensor | None,
+        bias: Tensor | None,
     ) -> Tensor:
         y = self.y.like(x)
         if self.finish is None:
@@ -310,12 +319,12 @@ def product(
     x_TK: Tensor,
     x_scales: str | None,
     w: Weight,
-    offsets: Tensor,
+    offsets: Tensor | None,
     bias: Tensor | None,
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Product:
-    """The product with contiguous weights.
+    """The product with contiguous weights; without ``offsets`` of one expert, which has all rows.
 
     x_scales: of the codes of x_TK, which take its place and are contiguous: "int8" (T,), or of
     float8 "row" (T,), "tensor" (T,) or "block" (T, G). None: x itself is multiplied. float8 codes
@@ -342,7 +351,8 @@ def product(
     chunks_per_block = triton.cdiv(block_k, tile.block_k)
     whole, rest = divmod(K, block_k)
     n_chunks = whole * chunks_per_block + triton.cdiv(rest, tile.block_k)
-    tiles_m = most_tiles(T, E, tile.block_m)
+    alone = offsets is None
+    tiles_m = triton.cdiv(T, tile.block_m) if alone else most_tiles(T, E, tile.block_m)
     splits, steps = tile.split(tiles_m * tile.block_m, N, n_chunks, device)
     per_chunk = x_scales == "block" and n_blocks > 1
     scales = w.scale.shape
@@ -385,7 +395,7 @@ def product(
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
-            "EXPERTS": triton.next_power_of_2(E + 1),
+            "EXPERTS": 1 if alone else triton.next_power_of_2(E + 1),
         },
         {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
         device,

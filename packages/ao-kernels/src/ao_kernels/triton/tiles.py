@@ -22,6 +22,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
 _X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OLDEST = (8, 0)  # compute capability
 # Few, for the interpreter is slow, but enough to split K in the small shapes of the tests.
 _INTERPRETED_MULTIPROCESSORS = 4
 
@@ -110,10 +111,24 @@ def eager(direct: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 def dtype_refusal(x: Tensor) -> str | None:
-    """Why no Triton kernel takes activations like x, or None."""
+    """Why no Triton kernel takes activations like x on their device, or None."""
     if x.dtype not in _X_DTYPES:
         return f"x has dtype {x.dtype}; the Triton kernels take float32, bfloat16 and float16"
-    return None
+    return None if x.device.type != "cuda" else _device_refusal(x.device.index) or None
+
+
+# torch.compile asks for reasons too, and cannot look into CUDA.
+@torch.compiler.assume_constant_result
+def _device_refusal(index: int) -> str:
+    """Or "". What is older has no instructions for bfloat16."""
+    found = torch.cuda.get_device_capability(index)
+    if found >= _OLDEST:
+        return ""
+    name = torch.cuda.get_device_name(index)
+    return (
+        f"{name} has compute capability {found[0]}.{found[1]}; the Triton kernels need "
+        f"{_OLDEST[0]}.{_OLDEST[1]} or later"
+    )
 
 
 def refusal(x: Tensor, bias: Tensor | None, *weights: Tensor | None) -> str | None:
