@@ -117,9 +117,11 @@ def store_words(
 
 
 @triton.jit
-def _row_step(value, scale, m, tile_k, rows, HIGH: tl.constexpr, POWER: tl.constexpr):
+def _row_step(
+    value, scale, m, tile_k, rows, HIGH: tl.constexpr, POWER: tl.constexpr, FUSED: tl.constexpr
+):
     """Scales of the blocks of rows m in this tile, which are stored."""
-    step = codes.scale_of(tl.max(codes.magnitude(value), 1), HIGH, POWER)
+    step = codes.scale_of(tl.max(codes.magnitude(value), 1), HIGH, POWER, FUSED)
     tl.store(scale + tile_k.to(tl.int64) * rows + m, step, mask=m < rows)
     return step[:, None]
 
@@ -212,7 +214,7 @@ def _quantize_tiles(
     SHARED: tl.constexpr = KIND != _VECTORS and KIND != _ROW_BLOCKS  # by both directions
     if SHARED:
         if KIND != _TENSOR:
-            step = codes.scale_of(tl.max(_column_peaks(v0, v1, v2, v3), 0), HIGH, POWER)
+            step = codes.scale_of(tl.max(_column_peaks(v0, v1, v2, v3), 0), HIGH, POWER, FUSED)
             if ROWS:
                 tl.store(scale + tile, step)
             if COLUMNS:
@@ -224,15 +226,15 @@ def _quantize_tiles(
         else:
             part = tl.arange(0, PEAKS)
             found = tl.load(peaks + part, mask=part < n_peaks, other=0)
-            step = codes.scale_of(tl.max(found, 0), HIGH, POWER)
+            step = codes.scale_of(tl.max(found, 0), HIGH, POWER, FUSED)
         if KIND == _TENSOR and tile == 0:
             tl.store(scale, step)
         s0, s1, s2, s3 = step, step, step, step
     elif ROWS and KIND == _ROW_BLOCKS:
-        s0 = _row_step(v0, scale, m, tile_k, rows, HIGH, POWER)
-        s1 = _row_step(v1, scale, m + 1, tile_k, rows, HIGH, POWER)
-        s2 = _row_step(v2, scale, m + 2, tile_k, rows, HIGH, POWER)
-        s3 = _row_step(v3, scale, m + 3, tile_k, rows, HIGH, POWER)
+        s0 = _row_step(v0, scale, m, tile_k, rows, HIGH, POWER, FUSED)
+        s1 = _row_step(v1, scale, m + 1, tile_k, rows, HIGH, POWER, FUSED)
+        s2 = _row_step(v2, scale, m + 2, tile_k, rows, HIGH, POWER, FUSED)
+        s3 = _row_step(v3, scale, m + 3, tile_k, rows, HIGH, POWER, FUSED)
 
     if ROWS and KIND == _VECTORS:
         c0 = _known_codes(v0, scale, inverse, m, rows, POWER, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
@@ -264,9 +266,9 @@ def _quantize_tiles(
                     step = tl.load(scale_t + k, mask=k < columns, other=1.0)
                     known = tl.load(inverse_t + k, mask=k < columns, other=1.0)
             else:
-                step = codes.scale_of(_column_peaks(v0, v1, v2, v3), HIGH, POWER)
+                step = codes.scale_of(_column_peaks(v0, v1, v2, v3), HIGH, POWER, FUSED)
                 tl.store(scale_t + tile_m.to(tl.int64) * columns + k, step, mask=k < columns)
-                known = codes.inverse_of(step, MANTISSA, POWER)
+                known = codes.inverse_of(step, MANTISSA, POWER, FUSED)
             step, known = step[None, :], known[None, :]
             c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
             c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)

@@ -90,6 +90,7 @@ def _scales_of(
     HIGH: tl.constexpr,
     MANTISSA: tl.constexpr,
     POWER: tl.constexpr,
+    FUSED: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
@@ -100,9 +101,9 @@ def _scales_of(
         there = (start + part < n_parts)[:, None] & (at < n)[None, :]
         from_ = peaks + (start + part).to(tl.int64)[:, None] * n + at[None, :]
         largest = tl.maximum(largest, tl.load(from_, mask=there, other=0))
-    step = codes.scale_of(tl.max(largest, 0), HIGH, POWER)
+    step = codes.scale_of(tl.max(largest, 0), HIGH, POWER, FUSED)
     tl.store(scale + at, step, mask=at < n)
-    tl.store(inverse + at, codes.inverse_of(step, MANTISSA, POWER), mask=at < n)
+    tl.store(inverse + at, codes.inverse_of(step, MANTISSA, POWER, FUSED), mask=at < n)
 
 
 @triton.jit
@@ -120,6 +121,7 @@ def _scales(
     HIGH: tl.constexpr,
     MANTISSA: tl.constexpr,
     POWER: tl.constexpr,
+    FUSED: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
@@ -138,6 +140,7 @@ def _scales(
             HIGH,
             MANTISSA,
             POWER,
+            FUSED,
             BLOCK,
             PARTS,
         )
@@ -154,6 +157,7 @@ def _scales(
             HIGH,
             MANTISSA,
             POWER,
+            FUSED,
             BLOCK,
             PARTS,
         )
@@ -252,6 +256,7 @@ def of_vectors(
             "HIGH": constants["HIGH"],
             "MANTISSA": constants["MANTISSA"],
             "POWER": power_of_two,
+            "FUSED": constants["FUSED"],
             "BLOCK": _SCALES,
             "PARTS": _PARTS,
         },

@@ -68,7 +68,9 @@ def _quantize(
         step = tl.load(given)
     else:
         part = tl.arange(0, PEAKS)
-        step = codes.scale_of(tl.max(tl.load(peaks + part, mask=part < n_peaks, other=0), 0), HIGH)
+        step = codes.scale_of(
+            tl.max(tl.load(peaks + part, mask=part < n_peaks, other=0), 0), HIGH, False, FUSED
+        )
     value = codes.widened(loaded)
     if KEEPS_INF:
         value = codes.finite(value, FUSED)
