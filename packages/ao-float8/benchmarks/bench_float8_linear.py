@@ -4,6 +4,11 @@ that the profit filter reads.
     python packages/ao-float8/benchmarks/bench_float8_linear.py        the table of this GPU
     python packages/ao-float8/benchmarks/bench_float8_linear.py --sizes 8192 --tokens 8192 \
         --no-table
+    python packages/ao-float8/benchmarks/bench_float8_linear.py --check --sizes 768 3072 11008
+
+--check: nothing is written; layers that the filter would convert with its table of this GPU are
+timed, at sizes that lie between those of the table, and the slowest are named. Such a layer should
+never be slower than bfloat16.
 
 M tokens, N output features, K input features. Times are those of calls without a compiler that
 follow each other: where the host is slower than the GPU, its time. Sides run in turn. Weights are
@@ -30,7 +35,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from measure import commit, record, table, versions  # noqa: E402
 
 from ao_float8 import Float8Linear, Float8LinearConfig  # noqa: E402
-from ao_float8.profit import FORMAT, path_of  # noqa: E402
+from ao_float8.profit import FORMAT, judge, path_of  # noqa: E402
 
 SIZES = (512, 1024, 2048, 4096, 16384)
 TOKENS = (2048, 8192)
@@ -84,6 +89,27 @@ def measured(M: int, N: int, K: int, recipes: list[str], rounds: int) -> dict[st
     return {name: 1e6 * statistics.median(each) for name, each in found.items()}
 
 
+def check(args: argparse.Namespace) -> None:
+    """The ratios of what the filter converts."""
+    found: list[tuple[float, str]] = []
+    left = 0
+    gpu = torch.device("cuda")
+    for M, N, K in itertools.product(args.tokens, args.sizes, args.sizes):
+        chosen = []
+        for name in args.recipes:
+            config = Float8LinearConfig.from_recipe_name(name)
+            chosen += [name] if judge(config, N, K, tokens=M, device=gpu).wins else []
+        left += len(args.recipes) - len(chosen)
+        us = measured(M, N, K, chosen, args.rounds) if chosen else {}
+        for name in us.keys() - {"bf16"}:
+            found.append((us["bf16"] / us[name], f"{name} {M} x {N} x {K}"))
+    found.sort()
+    rows = [{"slowest": case, "x bf16": f"{ratio:.2f}"} for ratio, case in found[:12]]
+    print(table(rows))
+    losing = sum(ratio < 1 for ratio, _ in found)
+    print(f"{len(found)} cases are converted, {losing} of them slower; {left} stay in bfloat16")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
@@ -91,7 +117,11 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-table", action="store_true")
+    parser.add_argument("--check", action="store_true", help="time what the filter converts")
     args = parser.parse_args()
+    if args.check:
+        check(args)
+        return
     rows, lines = [], []
     for M, N, K in itertools.product(args.tokens, args.sizes, args.sizes):
         us = measured(M, N, K, list(args.recipes), args.rounds)

@@ -7,7 +7,8 @@ Four blocks, 2 x 4096 tokens. Sides run in turn, backwards in every second round
 the median of the rounds, and its ratio is to bfloat16 of the same mode and run. Before it is timed,
 the output and the gradient of the input of a side must be near those of bfloat16. Weights are cast
 in every pass, except by the sides named "step", which find them cast by an earlier pass, as all
-micro-batches of a step but the first do. Peak memory counts the side's own weights, codes that it
+micro-batches of a step but the first do; sides named "recast" save inputs and weights as they are,
+and cast them again in backward. Peak memory counts the side's own weights, codes that it
 keeps, and what a pass allocates.
 
 The last table says what the kernels of one pass were, by their names.
@@ -66,7 +67,10 @@ class Stack(nn.Module):
 
 def ours(recipe: str, cache: str, emulate: bool) -> Callable[[nn.Module], object]:
     config = dataclasses.replace(
-        Float8LinearConfig.from_recipe_name(recipe), weight_cache=cache, emulate=emulate
+        Float8LinearConfig.from_recipe_name(recipe),
+        weight_cache="off" if cache == "recast" else cache,
+        recompute_casts=cache == "recast",
+        emulate=emulate,
     )
     return lambda model: convert_to_float8_training(
         model, config=config, module_filter_fn=lambda module, name: True
@@ -242,7 +246,10 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=4, help="passes a side runs in a round")
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
     parser.add_argument(
-        "--sides", nargs="+", default=[*RECIPES, "tensorwise:step"], help="recipe or recipe:cache"
+        "--sides",
+        nargs="+",
+        default=[*RECIPES, "tensorwise:step", "tensorwise:recast", "rowwise:recast"],
+        help="recipe or recipe:cache or recipe:recast",
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--keep-going", action="store_true", help="leave out sides that fail")

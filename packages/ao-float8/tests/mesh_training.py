@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-def train_on_a_mesh(tensor_parallel: int) -> None:
+def train_on_a_mesh(tensor_parallel: int, device: str) -> None:
     import train_distributed
 
     args = argparse.Namespace(
@@ -17,12 +17,12 @@ def train_on_a_mesh(tensor_parallel: int) -> None:
         lr=0.01,
         compile=False,
         backend="aot_eager",
-        device="cpu",
+        device=device,
     )
     losses = train_distributed.train(args)
     assert 5 < losses[0] < 6 and losses[-1] < losses[0] - 0.5, losses
 
 
-def train_on_both_meshes() -> None:
+def train_on_both_meshes(device: str = "cpu") -> None:
     for tensor_parallel in (1, 2):
-        train_on_a_mesh(tensor_parallel)
+        train_on_a_mesh(tensor_parallel, device)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from layers import emulated
-from sharded_training import FSDP_CHECKS, Counted, ordinary_reports, values
+from sharded_training import (
+    FSDP_CHECKS,
+    Counted,
+    device,
+    ordinary_reports,
+    trained_by,
+    values,
+)
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
@@ -20,6 +26,13 @@ from ao_float8.tensor_parallel import (
 B, T, D, F = 2, 6, 32, 48
 
 
+def same(found: Tensor, wanted: Tensor) -> bool:
+    """Equal bits on CPUs; on GPUs products of other shapes add up in another order."""
+    if device() == "cpu":
+        return torch.equal(found, wanted)
+    return bool((found.float() - wanted.float()).norm() <= 1e-2 * wanted.float().norm())
+
+
 class Mlp(nn.Module):
     """Two layers that read one input, and one behind them."""
 
@@ -28,15 +41,17 @@ class Mlp(nn.Module):
         torch.manual_seed(0)
         self.gate, self.up = nn.Linear(D, F, bias=bias), nn.Linear(D, F, bias=bias)
         self.down = nn.Linear(F, D, bias=bias)
-        self.to(dtype)
-        convert_to_float8_training(self, config=emulated(recipe))
+        self.to(device(), dtype)
+        convert_to_float8_training(
+            self, config=trained_by(recipe), module_filter_fn=lambda module, name: True
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(torch.tanh(self.gate(x)) * self.up(x))
 
 
 def mesh() -> dist.device_mesh.DeviceMesh:
-    return dist.device_mesh.init_device_mesh("cpu", (2,))
+    return dist.device_mesh.init_device_mesh(device(), (2,))
 
 
 def in_one_process(
@@ -86,7 +101,7 @@ def run(model: Mlp, x: Tensor, dy: Tensor, sequence: bool) -> tuple[list[Tensor]
     y.backward(dy.chunk(2, 1)[rank] if sequence else dy)
     results = [y.detach(), own.grad]
     if sequence:
-        gathered = [torch.empty(2 * B, *t.shape[1:], dtype=t.dtype) for t in results]
+        gathered = [t.new_empty(2 * B, *t.shape[1:]) for t in results]
         for out, t in zip(gathered, results, strict=True):
             dist.all_gather_into_tensor(out, t.contiguous())
         results = [torch.cat(out.chunk(2), 1) for out in gathered]
@@ -104,10 +119,10 @@ def check_numbers() -> None:
                 model = parallel(recipe, how, bias, torch.float32)
                 found = run(model, x, dy, how != "tensor")
                 case = (recipe, how, bias)
-                assert torch.equal(found[0][0], wanted[0][0]), case
+                assert same(found[0][0], wanted[0][0]), case
                 torch.testing.assert_close(found[0][1], wanted[0][1], rtol=1e-5, atol=1e-5)
                 for one, other in zip(found[1], wanted[1], strict=True):
-                    assert torch.equal(one, other), case
+                    assert same(one, other), case
                 if bias:
                     db = model.down.bias.grad
                     total = db.full_tensor() if isinstance(db, DTensor) else db
@@ -141,11 +156,11 @@ def check_bytes() -> None:
 def check_replicated() -> None:
     """Data parallel by DTensor: the weight is everywhere, tokens are sharded."""
     torch.manual_seed(0)
-    layer = Float8Linear.from_float(nn.Linear(D, F), emulated())
+    layer = Float8Linear.from_float(nn.Linear(D, F).to(device()), trained_by())
     whole = [layer.weight.detach(), layer.bias.detach()]
     x, dy = values(8, D, seed=1), values(8, F, seed=2)
     rank = dist.get_rank()
-    plain = Float8Linear.from_float(layer.to_float(), emulated())
+    plain = Float8Linear.from_float(layer.to_float(), trained_by())
     parts = []
     for part in range(2):
         plain.zero_grad()
@@ -156,7 +171,7 @@ def check_replicated() -> None:
     )
     y = layer(distribute_tensor(x, mesh(), [Shard(0)]))
     assert y.placements == (Shard(0),)
-    assert torch.equal(y.to_local(), plain(x.chunk(2)[rank]))
+    assert same(y.to_local(), plain(x.chunk(2)[rank]))
     y.backward(distribute_tensor(dy, mesh(), [Shard(0)]))
     for p, one, two in zip((layer.weight, layer.bias), *parts, strict=True):
         torch.testing.assert_close(p.grad.full_tensor(), one + two)
@@ -173,7 +188,7 @@ def refused(run_: object, kind: type[Exception], words: str) -> None:
 
 def check_refusals() -> None:
     x = values(B, T, D, seed=1)
-    plain = nn.Sequential(nn.Linear(D, F))
+    plain = nn.Sequential(nn.Linear(D, F)).to(device())
     styles = Float8ColwiseParallel, Float8RowwiseParallel, PrepareFloat8ModuleInput
     for style in styles:
         options = {"input_layouts": Shard(1), "desired_input_layouts": Replicate()}
@@ -183,7 +198,7 @@ def check_refusals() -> None:
             TypeError,
             "convert_to_float8_training first",
         )
-    layer = Float8Linear.from_float(nn.Linear(D, F), emulated())
+    layer = Float8Linear.from_float(nn.Linear(D, F).to(device()), trained_by())
     layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh(), [Shard(1)]))
     refused(lambda: layer(x), ValueError, "its input is none")
     whole = distribute_tensor(x, mesh(), [Replicate()])
@@ -202,12 +217,12 @@ def check_two_dimensions() -> None:
     x, dy = values(B, T, D, seed=1), values(B, T, D, seed=2)
     wanted = in_one_process("tensorwise", x, dy, False, torch.float32)
     for gather in (False, True):
-        whole = dist.device_mesh.init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+        whole = dist.device_mesh.init_device_mesh(device(), (1, 2), mesh_dim_names=("dp", "tp"))
         torch.manual_seed(0)
         model = Mlp("tensorwise")
         if gather:
             for layer in (model.gate, model.up, model.down):
-                layer.configure(emulated(enable_fsdp_float8_all_gather=True))
+                layer.configure(trained_by(enable_fsdp_float8_all_gather=True))
         plan = {
             "gate": Float8ColwiseParallel(),
             "up": Float8ColwiseParallel(),
@@ -218,10 +233,10 @@ def check_two_dimensions() -> None:
         own = x.clone().requires_grad_()
         y = model(own)
         y.backward(dy)
-        assert torch.equal(y, wanted[0][0]), gather
+        assert same(y, wanted[0][0]), gather
         torch.testing.assert_close(own.grad, wanted[0][1], rtol=1e-5, atol=1e-5)
         for layer, grad in zip((model.gate, model.up, model.down), wanted[1], strict=True):
-            assert torch.equal(layer.weight.grad.to_local(), grad)
+            assert same(layer.weight.grad.to_local(), grad)
 
 
 CHECKS = (

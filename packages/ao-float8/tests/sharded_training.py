@@ -1,4 +1,4 @@
-"""What each of two processes checks: FSDP2 gathers codes, with the bits of gathering bfloat16."""
+"""What each process of a group checks: FSDP2 gathers codes, with the bits of gathering bfloat16."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from layers import emulated
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ao_float8 import (
+    Float8LinearConfig,
     convert_to_float8_training,
     precompute_float8_dynamic_scale_for_fsdp,
 )
+from ao_float8.config import RECIPES
 
 SIZES = (40, 33, 24)  # 33 rows do not divide by two ranks
 
 
+def device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def trained_by(recipe: str = "tensorwise", **changes: object) -> Float8LinearConfig:
+    """Emulated on CPUs, by the products of the hardware on GPUs."""
+    return dataclasses.replace(RECIPES[recipe], emulate=device() == "cpu", **changes)
+
+
 def values(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device())
 
 
 class Counted(TorchDispatchMode):
@@ -51,15 +61,17 @@ def model(dtype: torch.dtype, gather: bool, recipe: str = "tensorwise") -> nn.Se
     layers = nn.Sequential(
         nn.Linear(SIZES[0], SIZES[1]), nn.Tanh(), nn.Linear(SIZES[1], SIZES[2], bias=False)
     ).to(dtype)
-    config = dataclasses.replace(emulated(recipe), enable_fsdp_float8_all_gather=gather)
-    convert_to_float8_training(layers, config=config)
+    if not layers[0].weight.is_meta:
+        layers.to(device())
+    config = trained_by(recipe, enable_fsdp_float8_all_gather=gather)
+    convert_to_float8_training(layers, config=config, module_filter_fn=lambda module, name: True)
     return layers
 
 
 def sharded(layers: nn.Sequential, policy: object = None, mesh: object = None) -> nn.Sequential:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = mesh or dist.device_mesh.init_device_mesh("cpu", (2,))
+    mesh = mesh or dist.device_mesh.init_device_mesh(device(), (dist.get_world_size(),))
     policy = policy or MixedPrecisionPolicy()
     for layer in layers:
         if isinstance(layer, nn.Linear):
@@ -111,7 +123,8 @@ def check_bytes() -> None:
         with Counted() as counted:
             layers(x)
         counts[gather] = counted
-    bias = 34 * 2  # 33 elements, padded, stay bfloat16
+    world = dist.get_world_size()
+    bias = -(-SIZES[1] // world) * world * 2  # elements, padded, that stay bfloat16
     weights = [counts[gather].gathered - bias for gather in (False, True)]
     assert weights[0] == 2 * weights[1] > 0, weights
     assert (counts[False].reductions, counts[True].reductions) == (0, 2)
@@ -177,24 +190,25 @@ def check_meta() -> None:
     with torch.device("meta"):
         layers = model(torch.bfloat16, gather=True)
     layers = sharded(layers)
-    layers.to_empty(device="cpu")
+    layers.to_empty(device=device())
     with torch.no_grad():
         for p in layers.parameters():
             p.fill_(0.25)
-    y = layers(torch.ones(4, SIZES[0], dtype=torch.bfloat16))
+    y = layers(torch.ones(4, SIZES[0], dtype=torch.bfloat16, device=device()))
     expected = torch.tanh(torch.tensor(0.25 * SIZES[0] + 0.25)) * 0.25 * SIZES[1]
     assert type(layers[0].weight._local_tensor).__name__ == "ShardedWeight"
-    torch.testing.assert_close(y.float(), expected.expand(y.shape), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(y.float().cpu(), expected.expand(y.shape), rtol=0.05, atol=0.05)
 
 
 def check_hybrid() -> None:
     """HSDP: replicated over one dimension of the mesh, sharded over the other."""
-    for shape in ((2, 1), (1, 2)):
-        mesh = dist.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=("r", "s"))
+    world = dist.get_world_size()
+    for shape in ((world, 1), (1, world)):
+        mesh = dist.device_mesh.init_device_mesh(device(), shape, mesh_dim_names=("r", "s"))
         found = trained(
             sharded(model(torch.bfloat16, gather=True), mesh=mesh), torch.bfloat16, precompute=True
         )
-        mesh = dist.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=("r", "s"))
+        mesh = dist.device_mesh.init_device_mesh(device(), shape, mesh_dim_names=("r", "s"))
         wanted = trained(sharded(model(torch.bfloat16, gather=False), mesh=mesh), torch.bfloat16)
         assert equal(found, wanted), shape
 
@@ -246,3 +260,10 @@ FSDP_CHECKS = (
     check_nan,
     check_no_such_weights,
 )
+
+
+def check_more_ranks() -> None:
+    """Of any number; each check takes the size of the group."""
+    for check in (check_parity, check_bytes, check_hybrid):
+        with ordinary_reports(check.__name__):
+            check()

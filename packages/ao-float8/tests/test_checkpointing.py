@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from layers import EMULATED, computed, layer
+from layers import EMULATED, computed, counted, emulated, layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -69,6 +69,24 @@ def test_bits_are_those_without(recipe: str, how: str) -> None:
         assert torch.equal(one, other)
     assert n_casts == 4
     assert n_again == (4 if how == "selective" else 8)
+
+
+@pytest.mark.parametrize("how", ["reentrant", "plain", "selective"])
+@pytest.mark.parametrize("cache", ["step", "scale"])
+def test_no_weight_is_cast_again(how: str, cache: str) -> None:
+    """What is kept of a weight serves what is recomputed, and the bits are the same."""
+    wanted, _ = grads("", EMULATED["tensorwise"])
+    torch.manual_seed(0)
+    config = emulated(weight_cache=cache)
+    net, x = Net(config, how), torch.randn(24, 32, requires_grad=True)
+    with counted() as casts:
+        y = net(x)
+        y.square().sum().backward()
+    found = [y.detach(), x.grad, *(p.grad for p in net.parameters())]
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+    if cache == "step":
+        assert sum(is_weight for _, is_weight in casts) == 6  # each of them once
 
 
 @pytest.mark.parametrize("how", ["plain", "selective"])

@@ -58,9 +58,13 @@ def test_inductor() -> None:
         assert (one - other).norm() <= 2e-3 * other.norm()  # SiLU rounds otherwise
 
 
-@pytest.mark.parametrize("cache", ["off", "step"])
-def test_other_caches(cache: str) -> None:
-    module = layer(32, 16, emulated(weight_cache=cache))
+@pytest.mark.parametrize(
+    "changes",
+    [{"weight_cache": cache} for cache in ("off", "step", "scale")] + [{"recompute_casts": True}],
+    ids=str,
+)
+def test_other_caches(changes: dict) -> None:
+    module = layer(32, 16, emulated(**changes))
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     x, dy = torch.randn(24, 32), torch.randn(24, 16)
     for _ in range(2):

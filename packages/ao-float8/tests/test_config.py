@@ -40,7 +40,9 @@ def test_recipes_are_what_their_names_say() -> None:
     "changes, message",
     [
         ({"scaling": "columnwise"}, "scaling is 'tensorwise' or 'rowwise'"),
-        ({"weight_cache": True}, "weight_cache is 'pass' or 'step' or 'off'"),
+        ({"weight_cache": True}, "weight_cache is 'pass' or 'scale' or 'step' or 'off'"),
+        ({"weight_cache": "scale", "scaling": "rowwise"}, "needs scaling='tensorwise'"),
+        ({"recompute_casts": "yes"}, "recompute_casts is True or False"),
         ({"emulate": 1}, "emulate is True or False"),
         ({"input_dtype": torch.bfloat16}, "input_dtype is torch.bfloat16; .* both operands"),
         ({"weight_dtype": None}, "weight_dtype is None; .* both operands"),

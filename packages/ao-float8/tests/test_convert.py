@@ -8,6 +8,7 @@ import pytest
 import torch
 from layers import emulated
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ao_core.errors import ConversionError
 from ao_float8 import Float8Linear, Float8LinearConfig, convert, convert_to_float8_training
@@ -166,6 +167,30 @@ def test_an_8b_model_takes_no_time_and_no_memory() -> None:
     report = convert_to_float8_training(model)
     assert time.perf_counter() - start < 2
     assert len(report.converted) >= 96 and all(p.is_meta for p in model.parameters())
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations on tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_conversion_allocates_no_tensor(gather: bool) -> None:
+    """No operation runs, but views where the parameter becomes another object."""
+    model = mlp()
+    addresses = [p.data_ptr() for p in model.state_dict().values()]
+    with Operations() as operations:
+        convert_to_float8_training(model, config=emulated(enable_fsdp_float8_all_gather=gather))
+    views = {"aten.detach.default", "aten.is_pinned.default"}
+    assert operations.names <= (views if gather else set())
+    assert [p.data_ptr() for p in model.state_dict().values()] == addresses
 
 
 def test_the_model_trains_as_well() -> None:

@@ -1,8 +1,7 @@
-"""The examples run, at sizes for a CPU."""
+"""The examples run, at sizes for a CPU; that of Transformers in tests/test_float8_training.py."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from mesh_training import train_on_both_meshes
 
 from ao_core.testing.sharding_contract import run_two_processes
-from ao_float8 import Float8Linear
 
 
 def test_train_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +29,14 @@ def test_train_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "% over bf16" in capsys.readouterr().out
 
 
+def test_the_model_of_the_loss_comparison_has_a_hundred_million_parameters() -> None:
+    from llama import SHAPES, Llama
+
+    with torch.device("meta"):
+        model = Llama(SHAPES["100m"])
+    assert sum(p.numel() for p in model.parameters()) >= 100e6
+
+
 def test_the_text_is_there() -> None:
     import train_llama
 
@@ -41,25 +47,3 @@ def test_the_text_is_there() -> None:
 
 def test_train_distributed() -> None:
     run_two_processes(train_on_both_meshes)
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None
-    or importlib.util.find_spec("accelerate") is None,
-    reason="needs transformers and accelerate, which this package does not",
-)
-@pytest.mark.filterwarnings("ignore")  # of other libraries
-def test_train_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import train_transformers
-    from transformers import AutoModelForCausalLM
-
-    monkeypatch.chdir(tmp_path)
-    sizes = "--width 64 --layers 1 --steps 20 --batch 4 --context 32 --every-layer --emulate"
-    model, log = train_transformers.main([*sizes.split(), "--checkpointing"])
-    assert sum(isinstance(m, Float8Linear) for m in model.modules()) == 7
-    losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert losses[-1] < losses[0] - 0.3
-    again = AutoModelForCausalLM.from_pretrained("trained")  # an ordinary checkpoint
-    assert not any(isinstance(m, Float8Linear) for m in again.modules())
-    for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value.float()), name

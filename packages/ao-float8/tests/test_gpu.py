@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ao_float8 import Float8Linear, Float8LinearConfig, convert_to_float8_training
 from ao_float8.config import RECIPES
 from ao_float8.experts import float8_grouped_mm
+from ao_float8.linear import plan_of
+from ao_float8.operands import cast
 
 pytestmark = pytest.mark.gpu
 EVERY = pytest.mark.parametrize("recipe", RECIPES)
@@ -51,6 +53,23 @@ def test_emulated_is_the_same_on_every_device(recipe: str) -> None:
     found = results(module.cuda(), x.cuda(), dy.cuda())
     for one, other in zip(found, wanted, strict=True):
         assert (one.cpu().float() - other.float()).norm() <= 4e-3 * other.float().norm()
+
+
+@EVERY
+def test_codes_are_those_of_emulation(recipe: str) -> None:
+    """Bit for bit: what the real path multiplies on a GPU, and what emulation does on a CPU."""
+    plan, emulated = plan_of(RECIPES[recipe]), plan_of(EMULATED[recipe])
+    for x in (torch.randn(300, 210).bfloat16(), torch.randn(128, 256) * 1e-3):
+        for role, is_weight in (("input", False), ("weight", True), ("grad_output", False)):
+            dtype = getattr(plan, f"{role}_dtype")
+            found = cast(x.cuda(), dtype, plan, "both", is_weight=is_weight)
+            wanted = cast(x, dtype, emulated, "both", is_weight=is_weight)
+            for one, other in zip(found, wanted, strict=True):
+                assert torch.equal(as_bytes(one.cpu()), as_bytes(other)), role
+
+
+def as_bytes(t: Tensor) -> Tensor:
+    return t.contiguous().reshape(-1).view(torch.uint8)
 
 
 @EVERY

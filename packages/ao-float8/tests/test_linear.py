@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from layers import EMULATED, counted, emulated, expected, image, layer
 from torch import Tensor, nn
 
-from ao_float8 import Float8Linear, Float8LinearConfig
+from ao_float8 import Float8Linear, Float8LinearConfig, hardware
+from ao_float8.linear import plan_of
+from ao_float8.operands import cast
 
 RECIPES = pytest.mark.parametrize("recipe", EMULATED)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -164,9 +166,9 @@ def test_saved_are_codes() -> None:
     assert any(t is x for t in saved_tensors(exact, x))
 
 
-@pytest.mark.parametrize("cache", ["pass", "off", "step"])
+@pytest.mark.parametrize("cache", ["pass", "off", "step", "scale"])
 def test_what_is_kept_of_a_weight_changes_no_bit(cache: str) -> None:
-    for recipe in EMULATED:
+    for recipe in EMULATED if cache != "scale" else ["tensorwise"]:
         config = EMULATED[recipe]
         for M in (8, 64):  # codes of the weight are held, or not
             plain = layer(48, 32, config)
@@ -174,8 +176,41 @@ def test_what_is_kept_of_a_weight_changes_no_bit(cache: str) -> None:
                 plain.to_float(), dataclasses.replace(config, weight_cache=cache)
             )
             x, dy = torch.randn(M, 48), torch.randn(M, 32)
-            for found, wanted in zip(run(other, x, dy), run(plain, x, dy), strict=True):
-                assert torch.equal(found, wanted)
+            wanted = run(plain, x, dy)
+            for _ in range(2):
+                for found, each in zip(run(other, x, dy), wanted, strict=True):
+                    assert torch.equal(found, each)
+
+
+@RECIPES
+def test_casts_that_are_made_again_change_no_bit(recipe: str) -> None:
+    plain = layer(48, 32, EMULATED[recipe])
+    other = Float8Linear.from_float(plain.to_float(), emulated(recipe, recompute_casts=True))
+    x, dy = torch.randn(2, 20, 48), torch.randn(2, 20, 32)
+    wanted = run(plain, x, dy)
+    with counted() as casts:
+        found = run(other, x.clone(), dy.clone())  # of x there are codes
+    for one, each in zip(found, wanted, strict=True):
+        assert torch.equal(one, each)
+    of_input = [outputs for outputs, is_weight in casts if not is_weight]
+    exact = recipe == "rowwise_with_gw_hp"
+    assert of_input == ["rows", "rows"] if exact else of_input == ["rows", "both", "columns"]
+    assert any(t.data_ptr() == x.data_ptr() for t in saved_tensors(other, x))
+
+
+@RECIPES
+def test_emulation_changes_products_not_codes(recipe: str) -> None:
+    """The casts of a config with and without `emulate` are one function."""
+    real, same = plan_of(Float8LinearConfig.from_recipe_name(recipe)), plan_of(EMULATED[recipe])
+    x = torch.randn(40, 60)
+    for is_weight in (False, True):
+        codes = cast(x, real.input_dtype, real, "both", is_weight=is_weight)
+        for one, other in zip(
+            codes, cast(x, same.input_dtype, same, "both", is_weight=is_weight), strict=True
+        ):
+            assert torch.equal(
+                one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)
+            )
 
 
 @RECIPES
@@ -257,6 +292,33 @@ def test_devices_that_cannot_multiply_are_refused() -> None:
     for run_ in (module, compiled):
         with pytest.raises(RuntimeError, match=r"cpu devices .* emulate=True"):
             run_(torch.randn(2, 16))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "capability", "message"),
+    [
+        ("tensorwise", (8, 0), r"NVIDIA A100 has compute capability 8.0; .*float8 codes need 8.9"),
+        ("int8", (7, 5), r"has compute capability 7.5; products of int8 codes need 8.0 or later"),
+        ("int8", (8, 0), None),
+        ("rowwise", (8, 9), None),
+    ],
+)
+def test_gpus_that_cannot_multiply_are_refused(
+    recipe: str, capability: tuple[int, int], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What conversion and the first forward pass ask of a GPU."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    hardware.refusal.cache_clear()
+    scaling = Float8LinearConfig.from_recipe_name(recipe).scaling
+    device = torch.device("cuda", 7)
+    hardware.check_device(scaling, device, emulate=True)
+    if message is None:
+        hardware.check_device(scaling, device, emulate=False)
+    else:
+        with pytest.raises(RuntimeError, match=message + r"(.|\n)*emulate=True"):
+            hardware.check_device(scaling, device, emulate=False)
+    hardware.refusal.cache_clear()
 
 
 # --- modules

@@ -6,18 +6,38 @@ from __future__ import annotations
 import copy
 import io
 
+import pytest
 import torch
 from layers import emulated, layer
+from mesh_training import train_on_both_meshes
 from parallel_training import check_mesh
+from sharded_training import check_more_ranks
 from torch import nn
 
-from ao_core.testing.sharding_contract import run_two_processes
+from ao_core.testing.sharding_contract import run_processes, run_two_processes
 from ao_float8 import convert_to_float8_training
 from ao_float8.fsdp import ShardedWeight
 
 
 def test_mesh() -> None:
     run_two_processes(check_mesh)
+
+
+def test_three_ranks() -> None:
+    run_processes(3, check_more_ranks)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_mesh_of_two_gpus() -> None:
+    """By NCCL, and by the products of the hardware."""
+    run_two_processes(check_mesh, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_example_on_two_gpus() -> None:
+    run_two_processes(train_on_both_meshes, "cuda", device="cuda")
 
 
 def test_a_weight_to_gather_is_an_ordinary_parameter() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from unittest import mock
 
 import pytest
 import torch
 from layers import EMULATED, counted, emulated, layer
 from torch import Tensor, nn
 
-from ao_float8 import Float8Linear, Float8LinearConfig
+from ao_float8 import Float8Linear, Float8LinearConfig, operands
 from ao_float8.cast_cache import GRADIENTS, INPUTS
 
 
@@ -160,6 +161,30 @@ def test_a_weight_is_cast_once_a_step() -> None:
     assert micro_batches(stepping, 1) == 1
 
 
+@pytest.mark.parametrize("N", [16, 48])  # codes are held for backward (N <= M), or not
+def test_a_scale_is_found_once_a_step(N: int) -> None:
+    """By the first of several passes, and kept in 4 bytes."""
+    module, scales = layer(32, N, emulated(weight_cache="scale")), []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    tensorwise = operands._CASTS["tensorwise"]
+
+    def spy(x: Tensor, *others: object) -> operands.Codes:
+        if others[-1]:  # of a weight
+            scales.append(others[3] is not None)
+        return tensorwise(x, *others)  # type: ignore[arg-type]
+
+    again = [] if N <= 24 else [True]  # what backward casts knows its scale
+    with mock.patch.dict(operands._CASTS, {"tensorwise": spy}):
+        for _ in range(2):
+            for found in (False, True, True):
+                module(torch.randn(24, 32, requires_grad=True)).square().sum().backward()
+                assert scales == [found, *again]
+                scales.clear()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert module._weight_codes.nbytes == 4
+
+
 class Raw(torch.optim.Optimizer):
     """Writes past the version, as optimizers with their own kernels do."""
 
@@ -185,9 +210,10 @@ def changes(module: Float8Linear) -> list:
     return [load, swap, data, in_place, Raw(module.parameters(), {}).step]
 
 
+@pytest.mark.parametrize("cache", ["step", "scale"])
 @pytest.mark.parametrize("index", range(5))
-def test_changes_of_a_weight_are_seen(index: int) -> None:
-    module = layer(32, 48, emulated(weight_cache="step"))
+def test_changes_of_a_weight_are_seen(index: int, cache: str) -> None:
+    module = layer(32, 48, emulated(weight_cache=cache))
     x = torch.randn(24, 32)
     y = module(x)
     changes(module)[index]()

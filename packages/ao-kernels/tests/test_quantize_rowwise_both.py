@@ -79,6 +79,18 @@ def test_short_quotients() -> None:
                     assert (corrected < midpoint) == (wanted < midpoint), (v, s, midpoint)
 
 
+@pytest.mark.parametrize("high", [127.0, 448.0, 57344.0])
+def test_scales_by_products(high: float) -> None:
+    """Kernels divide the largest magnitude by the largest code with a product and a correction: for
+    every mantissa the rounded quotient. Exponents shift both, from the least scale on."""
+    size = torch.arange(1 << 23, 1 << 24, dtype=torch.int64).double() * 2.0**-23
+    part = torch.tensor(1.0 / high).double()  # rounded to float32
+    step = (size * part).float().double()
+    rest = size - step * high
+    assert torch.equal(rest.float().double(), rest), "the remainder is exact"
+    assert torch.equal((rest * part + step).float(), size.float() / high)
+
+
 @pytest.mark.interpreted
 class TestInterpreted(Rowwise, BothBits, Forced):
     pass

@@ -7,7 +7,12 @@ import pytest
 import torch
 from both_contract import Both, BothBits, BothOnGpu, BothRest, Forced, assert_padded
 from quantize_contract import GpuBits, RestOfTorch, every_dtype
-from quantized_samples import assert_same_bits, halfway_values, matrices
+from quantized_samples import (
+    assert_same_bits,
+    every_16_bit_value,
+    halfway_values,
+    matrices,
+)
 from torch import Tensor
 
 from ao_kernels.ops import quantize_tensorwise, quantize_tensorwise_both
@@ -38,7 +43,9 @@ class GivenScales(Tensorwise):
         values = values[: len(values) // 24 * 24].view(24, -1)
         for value in _SCALES:
             given = torch.tensor([[value]])
-            self.check(str(value), values, dtype, given, False, "both")
+            for x_dtype in (torch.float32, torch.bfloat16):
+                x = values.to(x_dtype)
+                self.check(f"{value} {x_dtype}", x, dtype, given, False, "both")
 
 
 class TestOp(Tensorwise, BothRest, RestOfTorch):
@@ -86,6 +93,56 @@ class TestOp(Tensorwise, BothRest, RestOfTorch):
         for scale in (torch.ones(2), torch.ones((), dtype=torch.bfloat16)):
             with pytest.raises(ValueError, match="it must be one float32 element"):
                 quantize_tensorwise_both(x, torch.float8_e4m3fn, scale)
+
+
+def quotient_of_kernels(value: Tensor, step: Tensor, *, short: bool) -> Tensor:
+    """The operations of `_any_quotient` of ao_kernels/triton/codes.py, each rounded to float32; the
+    interpreter has no fused ones. Maxima and minima drop NaN, as they do on a GPU."""
+
+    def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return (a.double() * b.double() + c.double()).float()
+
+    def bounded(q: Tensor) -> Tensor:
+        return torch.where(q.isnan(), -65536.0, q.clamp(-65536, 65536))
+
+    lift = 2.0**64 if step.abs() < 2.0**-64 else 2.0**-64 if step.abs() > 2.0**64 else 1.0
+    divisor = step.abs() * lift
+    value = value * (lift if step.signbit() else -lift)
+    inverse = -1 / divisor
+    divisor = torch.where(inverse == 0, 0.0, divisor)
+    quotient = bounded(value * inverse)
+    quotient = fused(fused(quotient, divisor, value), inverse, quotient)
+    if not short:
+        quotient = bounded(quotient)
+        quotient = fused(fused(quotient, divisor, value), inverse, quotient)
+    return quotient
+
+
+@every_dtype
+def test_quotients_by_any_scale(dtype: torch.dtype) -> None:
+    """Codes of the products that kernels form are those of the divisions of the reference, for
+    scales that nobody should give as well."""
+    if dtype == torch.int8:
+        return  # multiplies by the reciprocal everywhere
+    generator = torch.Generator().manual_seed(0)
+    odd = [*_SCALES, -0.0, 1.0, 2.0**-126, 2.0**-149, 2.0**-64, 2.0**64, 2.0**127, 3.4e38, -1e-38]
+    sizes = torch.exp2(torch.rand(60, generator=generator) * 250 - 125)
+    steps = torch.cat((torch.tensor(odd), torch.randn(60, generator=generator) * sizes))
+    high = torch.finfo(dtype).max
+
+    def codes(quotient: Tensor) -> Tensor:
+        found = quotient.clamp(-high, high).to(dtype)
+        return torch.where(found.float().isnan(), 255, found.view(torch.uint8).int())
+
+    short = torch.cat([every_16_bit_value(d).float() for d in (torch.bfloat16, torch.float16)])
+    large = torch.tensor([3e38, -3e38, torch.inf, -torch.inf, torch.nan, 0.0, -0.0])
+    for step in steps:
+        beside = (halfway_values(dtype) * step).view(torch.int32)
+        shifted = [(beside + i).view(torch.float32) for i in (-2, -1, 0, 1, 2)]
+        for values, is_short in ((short, True), (torch.cat((*shifted, large)), False)):
+            found = codes(quotient_of_kernels(values, step, short=is_short))
+            wrong = found != codes(values / step)
+            assert not wrong.any(), (step, values[wrong][:4])
 
 
 @pytest.mark.interpreted

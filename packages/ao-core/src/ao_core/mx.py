@@ -31,16 +31,18 @@ def quantize_mx(x: Tensor, *, dtype: torch.dtype, block: int = MX_BLOCK) -> tupl
         raise ValueError(f"MX elements are {' or '.join(map(str, EMAX))}, got {dtype}")
     length = x.shape[-1]
     n_blocks = groups(length, block)
-    padded = torch.nn.functional.pad(x.float(), (0, n_blocks * block - length))
-    x_GB = padded.unflatten(-1, (n_blocks, block))
+    x = x.float()
+    if length % block:
+        x = torch.nn.functional.pad(x, (0, n_blocks * block - length))
+    x_GB = x.unflatten(-1, (n_blocks, block))
     amax = x_GB.abs().amax(-1)
     # The exponent's bits are floor(log2) + 127 of a normal number; below, the result is clamped.
     exponent = (amax.view(torch.int32) >> 23) - EMAX[dtype]
     biased = torch.where(amax.isfinite(), exponent.clamp(0, 2 * _BIAS), _NAN)
     high = torch.finfo(dtype).max
     scale = _values(biased)[..., None]
-    codes = torch.nan_to_num(x_GB / scale, nan=torch.nan).clamp_(-high, high)
-    codes = codes.flatten(-2)[..., :length].to(dtype)
+    codes = (x_GB / scale).nan_to_num_(nan=torch.nan).clamp_(-high, high)  # NaN without a sign
+    codes = codes.to(dtype).flatten(-2)[..., :length]
     return codes.contiguous(), biased.to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
@@ -48,8 +50,15 @@ def dequantize_mx(
     codes: Tensor, scale: Tensor, *, block: int = MX_BLOCK, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The inverse; products are formed in float32, where they are exact, and rounded to `dtype`."""
-    spread = _values(scale.view(torch.uint8).to(torch.int32)).repeat_interleave(block, -1)
-    return (codes.float() * spread[..., : codes.shape[-1]]).to(dtype)
+    values = _values(scale.view(torch.uint8).to(torch.int32))
+    length = codes.shape[-1]
+    if length % block:
+        spread = values.repeat_interleave(block, -1)[..., :length]
+        return (codes.float() * spread).to(dtype)
+    # bfloat16 has every code and every scale, and forms products in float32: nothing wider is kept
+    wide = dtype if dtype == torch.bfloat16 else torch.float32
+    blocks = codes.to(wide).unflatten(-1, (length // block, block))
+    return blocks.mul_(values.to(wide)[..., None]).flatten(-2).to(dtype)
 
 
 def _values(biased: Tensor) -> Tensor:

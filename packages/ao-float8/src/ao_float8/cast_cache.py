@@ -53,10 +53,19 @@ class LastCast(threading.local):
     def __init__(self) -> None:
         self.last = _Last()
 
-    def cast(self, x: Tensor, x_RC: Tensor, dtype: torch.dtype, plan: Plan, outputs: str) -> Codes:
+    def cast(
+        self,
+        x: Tensor,
+        x_RC: Tensor,
+        dtype: torch.dtype,
+        plan: Plan,
+        outputs: str,
+        *,
+        scale: Tensor | None = None,
+    ) -> Codes:
         """The codes of x_RC, a view of x with two dimensions; see `operands.cast`."""
         if x.is_inference():  # has no version
-            return cast(x_RC, dtype, plan, outputs)
+            return cast(x_RC, dtype, plan, outputs, scale=scale)
         last = self.last
         capturing, stream = False, 0
         if x.is_cuda:  # another stream does not wait for the codes
@@ -86,7 +95,7 @@ class LastCast(threading.local):
         ):
             return codes
         last.forget()  # room for the new ones
-        codes = cast(x_RC, dtype, plan, outputs)
+        codes = cast(x_RC, dtype, plan, outputs, scale=scale)
         last.mode = None if mode is None else weakref.ref(mode)
         last.key, last.codes, last.outputs = key, codes, outputs
         last.source = weakref.ref(x, last.forget)
@@ -102,7 +111,8 @@ GRADIENTS = LastCast()
 
 
 class WeightCodes:
-    """Both directions of a weight's codes until the weight changes: `weight_cache="step"`.
+    """What is kept of a weight until it changes: both directions of its codes with
+    `weight_cache="step"`, the scale alone with "scale".
 
     A change is seen by the parameter, its address, its version (all in-place operations of torch),
     and by steps of any `torch.optim.Optimizer`, which may write past the version. Writing to
@@ -134,21 +144,41 @@ class WeightCodes:
 
     def cast(self, w_NK: Tensor, plan: Plan) -> Codes:
         """The codes of w, in both directions."""
-        count_steps()
-        if w_NK.is_inference() or (w_NK.is_cuda and _is_capturing()):  # a replay casts again
+        if _is_uncounted(w_NK):
             return cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
+        found = self._found(w_NK, plan)
+        if found is None:
+            found = cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
+            self._codes = found
+        return found
+
+    def cast_by_scale(self, w_NK: Tensor, plan: Plan, outputs: str) -> Codes:
+        """The codes of w; only its scale is kept."""
+        if _is_uncounted(w_NK):
+            return cast(w_NK, plan.weight_dtype, plan, outputs, is_weight=True)
+        found = self._found(w_NK, plan)
+        scale = None if found is None else found.row_scale
+        codes = cast(w_NK, plan.weight_dtype, plan, outputs, scale=scale, is_weight=True)
+        if scale is None:
+            nothing = codes.rows.new_empty(0)
+            self._codes = Codes(nothing, codes.row_scale, nothing, codes.row_scale.new_empty(0))
+        return codes
+
+    def _found(self, w_NK: Tensor, plan: Plan) -> Codes | None:
+        """What is kept of w as it is now; else None, and what is kept next is of w."""
+        count_steps()
         stream = _stream_of(w_NK.get_device()) if w_NK.is_cuda else 0
         key = (w_NK._version, w_NK.data_ptr(), WeightCodes.steps, plan, stream)
-        if (
-            self._codes is None
-            or self._key != key
-            or self._weight is None
-            or self._weight() is not w_NK
-        ):
-            self.drop()
-            self._codes = cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
-            self._key, self._weight = key, weakref.ref(w_NK)
-        return self._codes
+        if self._key == key and self._weight is not None and self._weight() is w_NK:
+            return self._codes
+        self.drop()
+        self._key, self._weight = key, weakref.ref(w_NK)
+        return None
+
+
+def _is_uncounted(w_NK: Tensor) -> bool:
+    """Without a version, or in a CUDA graph that is captured: a replay casts again."""
+    return bool(w_NK.is_inference() or (w_NK.is_cuda and _is_capturing()))
 
 
 @functools.cache

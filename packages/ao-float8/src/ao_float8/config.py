@@ -20,7 +20,7 @@ __all__ = ["RECIPES", "SCALINGS", "Float8LinearConfig"]
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 SCALINGS = ("tensorwise", "rowwise", "blockwise", "mx", "int8")
-WEIGHT_CACHES = ("pass", "step", "off")
+WEIGHT_CACHES = ("pass", "scale", "step", "off")
 
 
 @register_config
@@ -45,9 +45,16 @@ class Float8LinearConfig(AOBaseConfig):
                                 "pass"  those that backward needs, until it has run, where they
                                         take no more memory than saving the input as codes has won
                                         (N <= M); else they are made again in backward
+                                "scale" as "pass", and the scale until the weight changes, so that
+                                        of several passes a step only the first looks for it;
+                                        tensorwise only
                                 "step"  both directions until the weight changes: 2 bytes a
                                         parameter, for gradient accumulation and recomputation
                                 "off"   nothing
+    recompute_casts             inputs are saved as they are, and cast again in backward. Less
+                                memory where saving them costs nothing: a compiler makes an input
+                                anew from what is saved anyway, and attention saves its output
+                                itself. Else more
     enable_fsdp_float8_all_gather
                                 FSDP2 gathers weights as codes; tensorwise only
     emulate                     run on devices that cannot multiply the codes (CPUs, older GPUs):
@@ -64,6 +71,7 @@ class Float8LinearConfig(AOBaseConfig):
     round_scales_to_power_of_2: bool = False
     use_fast_accum: bool = True
     weight_cache: str = "pass"
+    recompute_casts: bool = False
     enable_fsdp_float8_all_gather: bool = False
     emulate: bool = False
 
@@ -78,6 +86,11 @@ class Float8LinearConfig(AOBaseConfig):
             raise ConfigError(
                 "enable_fsdp_float8_all_gather needs scaling='tensorwise': one scale a weight is "
                 f"known before the shards meet, those of {self.scaling!r} are not"
+            )
+        if self.weight_cache == "scale" and self.scaling != "tensorwise":
+            raise ConfigError(
+                "weight_cache='scale' needs scaling='tensorwise', whose casts take a known scale; "
+                f"with {self.scaling!r}, 'step' keeps codes and scales"
             )
         if self.round_scales_to_power_of_2 and self.scaling == "int8":
             raise ConfigError("int8 codes have no scales that are rounded to powers of two")
@@ -129,6 +142,7 @@ _FLAGS = (
     "grad_weight_in_high_precision",
     "round_scales_to_power_of_2",
     "use_fast_accum",
+    "recompute_casts",
     "enable_fsdp_float8_all_gather",
     "emulate",
 )

@@ -42,6 +42,7 @@ def plan_of(config: Float8LinearConfig) -> Plan:
         # the library's product of blocks has no such mode
         fast_accum=config.use_fast_accum and config.scaling != "blockwise",
         weight_cache=config.weight_cache,
+        recasts=config.recompute_casts,
         emulate=config.emulate,
     )
 
@@ -109,7 +110,7 @@ class Float8Linear(nn.Linear):
             from .tensor_parallel import distributed_linear  # DTensor takes a second to import
 
             return distributed_linear(self, input)
-        kept = self._weight_codes if self._plan.weight_cache == "step" else None
+        kept = self._weight_codes if self._plan.weight_cache in ("step", "scale") else None
         return float8_linear(input, self.weight, self.bias, self._plan, kept=kept)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -169,11 +170,17 @@ def _linear(
 
 
 def _shared(
-    last: LastCast, x: Tensor, x_RC: Tensor, dtype: torch.dtype, plan: Plan, outputs: str
+    last: LastCast,
+    x: Tensor,
+    x_RC: Tensor,
+    dtype: torch.dtype,
+    plan: Plan,
+    outputs: str,
+    scale: Tensor | None = None,
 ) -> Codes:
     if is_compiling():  # equal casts of a graph are merged by the compiler
-        return cast(x_RC, dtype, plan, outputs)
-    return last.cast(x, x_RC, dtype, plan, outputs)
+        return cast(x_RC, dtype, plan, outputs, scale=scale)
+    return last.cast(x, x_RC, dtype, plan, outputs, scale=scale)
 
 
 def _forward(
@@ -189,7 +196,8 @@ def _forward(
     """y, the codes of x and w, and whether backward has the columns of w."""
     N, K = w_NK.shape
     M = x.numel() // K
-    outputs = "both" if needs_w and not plan.wgrad_is_exact else "rows"
+    recasts = plan.recasts and not isinstance(x, CastTensor)
+    outputs = "both" if needs_w and not plan.wgrad_is_exact and not recasts else "rows"
     if isinstance(w_NK, ShardedWeight):
         w_NK = w_NK.plain
     if isinstance(x, CastTensor):
@@ -198,11 +206,15 @@ def _forward(
         x8 = _shared(INPUTS, x, x.reshape(-1, K), plan.input_dtype, plan, outputs)
     if isinstance(w_NK, CastTensor):  # FSDP2 frees it behind forward: nothing is held
         w8, holds = codes_of(w_NK, "rows"), False
-    elif kept is not None and not is_compiling():
+    elif kept is not None and plan.weight_cache == "step" and not is_compiling():
         w8, holds = kept.cast(w_NK, plan), True
     else:
         holds = needs_x and plan.weight_cache != "off" and N <= M
-        w8 = cast(w_NK, plan.weight_dtype, plan, "both" if holds else "rows", is_weight=True)
+        outputs = "both" if holds else "rows"
+        if kept is not None and not is_compiling():
+            w8 = kept.cast_by_scale(w_NK, plan, outputs)
+        else:
+            w8 = cast(w_NK, plan.weight_dtype, plan, outputs, is_weight=True)
     y_MN = product(
         x8.rows,
         x8.row_scale,
@@ -237,8 +249,12 @@ class _Products(torch.autograd.Function):
             return x.new_empty((*x.shape[:-1], w_NK.shape[0]), dtype=dtype)
         y, x8, w8, holds = _forward(x, w_NK, bias, plan, dtype, needs_x, needs_w, kept)
         x_saved, x_scale, w_saved, w_scale = None, None, None, None
+        ctx.recasts = needs_w and plan.recasts and not plan.wgrad_is_exact
+        ctx.recasts = ctx.recasts and not isinstance(x, CastTensor)
         if needs_w:
-            if not plan.wgrad_is_exact:
+            if ctx.recasts:
+                x_saved, x_scale = x, x8.row_scale if plan.scaling == "tensorwise" else None
+            elif not plan.wgrad_is_exact:
                 x_saved, x_scale = x8.columns, x8.column_scale
             else:
                 x_saved = x.dequantize() if isinstance(x, CastTensor) else x.to(dtype)
@@ -296,6 +312,11 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tenso
         shape = (dy.numel() // N, K)
         dx_MK = product(dy8.rows, dy8.row_scale, w_saved, w_scale, shape, plan, dtype=ctx.x_dtype)
         dx = dx_MK.view(ctx.shape)
+    if columns and ctx.recasts:
+        x_KM = _shared(
+            INPUTS, x_saved, x_saved.reshape(-1, K), plan.input_dtype, plan, "columns", x_scale
+        )
+        x_saved, x_scale = x_KM.columns, x_KM.column_scale
     if columns:
         dw = product(
             dy8.columns, dy8.column_scale, x_saved, x_scale, (N, K), plan, dtype=ctx.w_dtype

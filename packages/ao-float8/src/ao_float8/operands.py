@@ -39,7 +39,7 @@ class Codes(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A Float8LinearConfig as the plain values that a call reads; `Plan.of` in linear.py."""
+    """A Float8LinearConfig as the plain values that a call reads; `plan_of` in linear.py."""
 
     scaling: str
     input_dtype: torch.dtype
@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     wgrad_is_exact: bool
     fast_accum: bool
     weight_cache: str
+    recasts: bool
     emulate: bool
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from ao_kernels.triton import tiles
 
@@ -26,6 +27,9 @@ _INFINITY_BITS = tl.constexpr(0x7F800000)
 _ROUNDING = tl.constexpr(1.5 * 2.0**23)
 _SMALL = tl.constexpr(2.0**-64)
 _LIFT = tl.constexpr(2.0**64)
+_LIFT_BITS = tl.constexpr(0x5F800000)  # of 2**64
+_LOWER_BITS = tl.constexpr(0x1F800000)  # of 2**-64
+_BOUND = tl.constexpr(2.0**16)  # above the largest code of every dtype
 
 
 class Kind(NamedTuple):
@@ -83,12 +87,21 @@ def is_finite(value):
 
 
 @triton.jit
-def scale_of(peak, HIGH: tl.constexpr, POWER: tl.constexpr = False):
+def scale_of(peak, HIGH: tl.constexpr, POWER: tl.constexpr = False, FUSED: tl.constexpr = False):
     """The scale of values whose largest :func:`magnitude` is ``peak``; NaN if one is not finite.
 
-    POWER: rounded up to a power of two.
+    POWER: rounded up to a power of two. FUSED: without a division, which takes ten times as long;
+    the corrected product is the rounded quotient, for every mantissa (test_scales_by_products).
     """
-    step = tl.maximum(tl.div_rn(peak.to(tl.float32, bitcast=True), HIGH), _FLT_MIN)
+    size = peak.to(tl.float32, bitcast=True)
+    if FUSED:
+        share = tl.full(size.shape, HIGH, tl.float32)
+        part = tl.full(size.shape, 1.0 / HIGH, tl.float32)
+        step = size * part
+        step = tl.fma(tl.fma(step, -share, size), part, step)
+    else:
+        step = tl.div_rn(size, HIGH)
+    step = tl.maximum(step, _FLT_MIN)
     if POWER:
         bits = (step.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
         step = bits.to(tl.float32, bitcast=True)
@@ -106,19 +119,36 @@ def codes_of(
     NATIVE: tl.constexpr,
     SHORT: tl.constexpr = False,
     inverse=None,
+    POWER: tl.constexpr = False,
 ):
     """Codes of values by their scale, of a shape that broadcasts.
 
     GIVEN: any scale; else that of the largest value, so that no quotient passes the largest code by
     more than its rounding. SHORT: values are of 16 bits, bfloat16 or float16. inverse:
-    :func:`inverse_of` the step, where it is known.
+    :func:`inverse_of` the step, where it is known. POWER: as of :func:`scale_of`, of a scale that
+    is not given; then float8 codes need the inverse alone, and ``step`` is not read beside it.
     """
     if MANTISSA == 0:
         codes = _int8_codes(value, step, GIVEN, inverse)
     else:
-        quotient = _quotient(value, step, FUSED and not GIVEN, SHORT, inverse)
+        if GIVEN and FUSED:
+            quotient = _any_quotient(value, step, SHORT)
+        elif POWER and not GIVEN:
+            quotient = _power_quotient(value, step, inverse)
+        else:
+            quotient = _quotient(value, step, FUSED and not GIVEN, SHORT, inverse)
         codes = float8_codes(quotient, MANTISSA, BIAS, NATIVE)
     return codes
+
+
+@triton.jit
+def finite(value, FUSED: tl.constexpr):
+    """The values, but NaN for inf."""
+    if FUSED:  # one instruction, not three
+        found = tl.fma(value, tl.zeros_like(value), value)
+    else:
+        found = tl.where(is_finite(value), value, float("nan"))
+    return found
 
 
 @triton.jit
@@ -150,13 +180,85 @@ def _lift(step):
 
 
 @triton.jit
-def inverse_of(step, MANTISSA: tl.constexpr):
-    """1 / step as :func:`codes_of` uses it: for float8, small steps are lifted."""
+def inverse_of(
+    step, MANTISSA: tl.constexpr, POWER: tl.constexpr = False, FUSED: tl.constexpr = False
+):
+    """1 / step as :func:`codes_of` uses it: for float8, small steps are lifted unless they are
+    powers of two."""
     if MANTISSA == 0:
         inverse = tl.div_rn(1.0, step)
+    elif POWER:
+        inverse = _inverse_power(step)
     else:
-        inverse = tl.div_rn(1.0, step * _lift(step))
+        inverse = _reciprocal(step * _lift(step), FUSED)
     return inverse
+
+
+@triton.jit
+def _reciprocal(x, FUSED: tl.constexpr):
+    """1 / x, rounded; x is 0, inf, NaN, or of a magnitude from 2**-126 to 2**126.
+
+    FUSED: by the instruction for it, which may flush what is subnormal: nothing here is. The block
+    of code that the library's function ends keeps ptxas from widening x before the reciprocal is
+    there: 56 registers in the tiles of a tensor's scale, 96 with the instruction alone, 128 with a
+    division (triton 3.6, sm_90).
+    """
+    if FUSED:
+        found = libdevice.rcp_rn(x)
+    else:
+        found = tl.div_rn(1.0, x)
+    return found
+
+
+@triton.jit
+def _inverse_power(step):
+    """1 / step, exactly, of powers of two up to 2**126; NaN of NaN."""
+    bits = 0x7F000000 - step.to(tl.int32, bitcast=True)
+    return tl.where(step == step, bits.to(tl.float32, bitcast=True), float("nan"))
+
+
+@triton.jit
+def _power_quotient(value, step, inverse):
+    """value / step of a power of two: a product with its inverse is rounded as the quotient is."""
+    if inverse is None:
+        inverse = _inverse_power(step)
+    return value * inverse
+
+
+@triton.jit
+def _bounded(quotient):
+    """Of larger quotients any number beyond the largest code; of NaN, too."""
+    return tl.minimum(tl.maximum(quotient, -_BOUND), _BOUND)
+
+
+@triton.jit
+def _any_quotient(value, step, SHORT: tl.constexpr):
+    """value / step of any one number, as :func:`_quotient` gives it where that decides a code;
+    saturated beyond.
+
+    An IEEE division takes 24 instructions an element, of which one runs at an eighth of the rate.
+    Here all that is odd is settled once, with the step: small ones are lifted and large ones
+    lowered, with their sign, so that neither the reciprocal nor a remainder leaves the normal
+    numbers; of inf the divisor is made 0, which gives quotients of 0. Quotients are bounded in
+    front of each correction, where inf times 0 would be NaN. NaN comes back with the remainder.
+    """
+    bits = step.to(tl.int32, bitcast=True)
+    size = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    lift = tl.where(size < _SMALL, _LIFT_BITS, 0x3F800000)
+    lift = tl.where(size > _LIFT, _LOWER_BITS, lift)
+    divisor = size * lift.to(tl.float32, bitcast=True)
+    inverse = _reciprocal(size * (lift | -0x80000000).to(tl.float32, bitcast=True), True)
+    opposite = lift | ((bits ^ -0x80000000) & -0x80000000)
+    value = value * opposite.to(tl.float32, bitcast=True)  # minus the value, as in _quotient
+    divisor = tl.where(inverse == 0, 0.0, divisor)
+    divisor, value = tl.broadcast(divisor, value)
+    inverse, value = tl.broadcast(inverse, value)
+    quotient = _bounded(value * inverse)
+    quotient = tl.fma(tl.fma(quotient, divisor, value), inverse, quotient)
+    if not SHORT:
+        quotient = _bounded(quotient)
+        quotient = tl.fma(tl.fma(quotient, divisor, value), inverse, quotient)
+    return quotient
 
 
 @triton.jit
@@ -167,7 +269,8 @@ def _quotient(value, step, FUSED: tl.constexpr, SHORT: tl.constexpr, inverse):
     product with the rounded reciprocal (Markstein). The second starts from a neighbour of the
     quotient or the quotient itself, which makes its remainder exact and its result the rounded
     quotient. Smaller steps are lifted, so that no remainder underflows that could matter to a
-    code. The signs are such that -0 stays -0.
+    code. The signs are such that -0 stays -0; the value and the reciprocal are negated with
+    their lift, since Triton 3.6 makes a subtraction of -value.
 
     SHORT: one correction. Its result may be a neighbour of the rounded quotient, but where that
     matters, within a few units of a midpoint of codes, values of up to 11 bits were enumerated:
@@ -177,14 +280,15 @@ def _quotient(value, step, FUSED: tl.constexpr, SHORT: tl.constexpr, inverse):
         lift = _lift(step)
         divisor = step * lift
         if inverse is None:
-            inverse = tl.div_rn(1.0, divisor)
-        value = value * lift
+            inverse = _reciprocal(divisor, FUSED)
+        inverse = -inverse
+        value = value * -lift
         divisor, value = tl.broadcast(divisor, value)
         inverse, value = tl.broadcast(inverse, value)
         quotient = value * inverse
-        quotient = tl.fma(tl.fma(quotient, divisor, -value), -inverse, quotient)
+        quotient = tl.fma(tl.fma(quotient, divisor, value), inverse, quotient)
         if not SHORT:
-            quotient = tl.fma(tl.fma(quotient, divisor, -value), -inverse, quotient)
+            quotient = tl.fma(tl.fma(quotient, divisor, value), inverse, quotient)
     else:
         step, value = tl.broadcast(step, value)
         quotient = tl.div_rn(value, step)

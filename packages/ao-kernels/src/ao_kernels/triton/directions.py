@@ -117,9 +117,11 @@ def store_words(
 
 
 @triton.jit
-def _row_step(value, scale, m, tile_k, rows, HIGH: tl.constexpr, POWER: tl.constexpr):
+def _row_step(
+    value, scale, m, tile_k, rows, HIGH: tl.constexpr, POWER: tl.constexpr, FUSED: tl.constexpr
+):
     """Scales of the blocks of rows m in this tile, which are stored."""
-    step = codes.scale_of(tl.max(codes.magnitude(value), 1), HIGH, POWER)
+    step = codes.scale_of(tl.max(codes.magnitude(value), 1), HIGH, POWER, FUSED)
     tl.store(scale + tile_k.to(tl.int64) * rows + m, step, mask=m < rows)
     return step[:, None]
 
@@ -131,6 +133,7 @@ def _known_codes(
     inverse,
     m,
     rows,
+    POWER: tl.constexpr,
     MANTISSA: tl.constexpr,
     BIAS: tl.constexpr,
     FUSED: tl.constexpr,
@@ -138,9 +141,12 @@ def _known_codes(
     SHORT: tl.constexpr,
 ):
     """Codes of rows m, whose scales are there."""
-    step = tl.load(scale + m, mask=m < rows, other=1.0)[:, None]
     known = tl.load(inverse + m, mask=m < rows, other=1.0)[:, None]
-    return codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+    if POWER and MANTISSA != 0:
+        step = known
+    else:
+        step = tl.load(scale + m, mask=m < rows, other=1.0)[:, None]
+    return codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
 
 
 @triton.jit
@@ -148,11 +154,6 @@ def _column_peaks(v0, v1, v2, v3):
     first = tl.maximum(codes.magnitude(v0), codes.magnitude(v1))
     second = tl.maximum(codes.magnitude(v2), codes.magnitude(v3))
     return tl.max(tl.maximum(first, second), 0)
-
-
-@triton.jit
-def _finite(value):
-    return tl.where(codes.is_finite(value), value, float("nan"))
 
 
 @triton.jit
@@ -222,40 +223,50 @@ def _quantize_tiles(
     v2 = values_of(x, m + 2, k, M, K, x_stride, EVEN)
     v3 = values_of(x, m + 3, k, M, K, x_stride, EVEN)
 
+    EXACT: tl.constexpr = KIND == _VECTORS and POWER and MANTISSA != 0  # inverses are enough
+    if EXACT and COLUMNS:  # beside x: behind the rows' stores they are waited for
+        known_t = tl.load(inverse_t + k, mask=k < columns, other=1.0)
     SHARED: tl.constexpr = KIND != _VECTORS and KIND != _ROW_BLOCKS  # by both directions
     if SHARED:
         if KIND != _TENSOR:
-            step = codes.scale_of(tl.max(_column_peaks(v0, v1, v2, v3), 0), HIGH, POWER)
+            step = codes.scale_of(tl.max(_column_peaks(v0, v1, v2, v3), 0), HIGH, POWER, FUSED)
             if ROWS:
                 tl.store(scale + tile, step)
             if COLUMNS:
                 tl.store(scale_t + tile_k * tl.cdiv(rows, BLOCK_M) + tile_m, step)
         elif GIVEN:
             step = tl.load(given)
-            v0, v1, v2, v3 = _finite(v0), _finite(v1), _finite(v2), _finite(v3)
+            v0, v1 = codes.finite(v0, FUSED), codes.finite(v1, FUSED)
+            v2, v3 = codes.finite(v2, FUSED), codes.finite(v3, FUSED)
         else:
             part = tl.arange(0, PEAKS)
             found = tl.load(peaks + part, mask=part < n_peaks, other=0)
-            step = codes.scale_of(tl.max(found, 0), HIGH, POWER)
+            step = codes.scale_of(tl.max(found, 0), HIGH, POWER, FUSED)
         if KIND == _TENSOR and tile == 0:
             tl.store(scale, step)
         s0, s1, s2, s3 = step, step, step, step
     elif ROWS and KIND == _ROW_BLOCKS:
-        s0 = _row_step(v0, scale, m, tile_k, rows, HIGH, POWER)
-        s1 = _row_step(v1, scale, m + 1, tile_k, rows, HIGH, POWER)
-        s2 = _row_step(v2, scale, m + 2, tile_k, rows, HIGH, POWER)
-        s3 = _row_step(v3, scale, m + 3, tile_k, rows, HIGH, POWER)
+        s0 = _row_step(v0, scale, m, tile_k, rows, HIGH, POWER, FUSED)
+        s1 = _row_step(v1, scale, m + 1, tile_k, rows, HIGH, POWER, FUSED)
+        s2 = _row_step(v2, scale, m + 2, tile_k, rows, HIGH, POWER, FUSED)
+        s3 = _row_step(v3, scale, m + 3, tile_k, rows, HIGH, POWER, FUSED)
 
     if ROWS and KIND == _VECTORS:
-        c0 = _known_codes(v0, scale, inverse, m, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-        c1 = _known_codes(v1, scale, inverse, m + 1, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-        c2 = _known_codes(v2, scale, inverse, m + 2, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-        c3 = _known_codes(v3, scale, inverse, m + 3, rows, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c0 = _known_codes(v0, scale, inverse, m, rows, POWER, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c1 = _known_codes(
+            v1, scale, inverse, m + 1, rows, POWER, MANTISSA, BIAS, FUSED, NATIVE, SHORT
+        )
+        c2 = _known_codes(
+            v2, scale, inverse, m + 2, rows, POWER, MANTISSA, BIAS, FUSED, NATIVE, SHORT
+        )
+        c3 = _known_codes(
+            v3, scale, inverse, m + 3, rows, POWER, MANTISSA, BIAS, FUSED, NATIVE, SHORT
+        )
     elif ROWS or SHARED:
-        c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-        c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-        c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-        c3 = codes.codes_of(v3, s3, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+        c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
+        c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
+        c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
+        c3 = codes.codes_of(v3, s3, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
     if ROWS:
         store_rows(codes_MK, c0, m, k, rows, columns, EVEN)
         store_rows(codes_MK, c1, m + 1, k, rows, columns, EVEN)
@@ -264,17 +275,20 @@ def _quantize_tiles(
     if COLUMNS:
         if not SHARED:
             if KIND == _VECTORS:
-                step = tl.load(scale_t + k, mask=k < columns, other=1.0)
-                known = tl.load(inverse_t + k, mask=k < columns, other=1.0)
+                if EXACT:
+                    step, known = known_t, known_t
+                else:
+                    step = tl.load(scale_t + k, mask=k < columns, other=1.0)
+                    known = tl.load(inverse_t + k, mask=k < columns, other=1.0)
             else:
-                step = codes.scale_of(_column_peaks(v0, v1, v2, v3), HIGH, POWER)
+                step = codes.scale_of(_column_peaks(v0, v1, v2, v3), HIGH, POWER, FUSED)
                 tl.store(scale_t + tile_m.to(tl.int64) * columns + k, step, mask=k < columns)
-                known = codes.inverse_of(step, MANTISSA)
+                known = codes.inverse_of(step, MANTISSA, POWER, FUSED)
             step, known = step[None, :], known[None, :]
-            c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
-            c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
-            c2 = codes.codes_of(v2, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
-            c3 = codes.codes_of(v3, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known)
+            c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
+            c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
+            c2 = codes.codes_of(v2, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
+            c3 = codes.codes_of(v3, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
         store_words(codes_KM, c0, c1, c2, c3, word, k, rows, columns, EVEN, FUSED)
 
 

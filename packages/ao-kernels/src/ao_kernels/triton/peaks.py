@@ -19,7 +19,7 @@ from ao_kernels.triton import codes, launch, tiles
 
 _COLUMNS = 256  # of a tile
 _TILE = 8192  # elements of a tile: 64 bytes of bfloat16 a thread of 256
-_PROGRAMS = 4  # a multiprocessor
+_PROGRAMS = 4  # a multiprocessor: what 64 registers allow programs of 256 threads
 _SCALES = 256  # of a program of _scales
 _PARTS = 16  # at a time
 
@@ -62,8 +62,9 @@ def _peaks(
     x += matrix * x_matrix
     k = part_k * BLOCK_K + tl.arange(0, BLOCK_K)
     largest = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
-    for step in range(steps):
-        m = (part_m * steps + step) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = part_m * steps
+    for tile_m in range(first, tl.minimum(first + steps, tl.cdiv(M, BLOCK_M))):
+        m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         size = codes.magnitude(values_of(x, m, k, M, K, x_stride, EVEN))
         if ROWS:
             to = peaks + (matrix * tiles_k + part_k) * rows + m
@@ -89,6 +90,7 @@ def _scales_of(
     HIGH: tl.constexpr,
     MANTISSA: tl.constexpr,
     POWER: tl.constexpr,
+    FUSED: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
@@ -99,9 +101,9 @@ def _scales_of(
         there = (start + part < n_parts)[:, None] & (at < n)[None, :]
         from_ = peaks + (start + part).to(tl.int64)[:, None] * n + at[None, :]
         largest = tl.maximum(largest, tl.load(from_, mask=there, other=0))
-    step = codes.scale_of(tl.max(largest, 0), HIGH, POWER)
+    step = codes.scale_of(tl.max(largest, 0), HIGH, POWER, FUSED)
     tl.store(scale + at, step, mask=at < n)
-    tl.store(inverse + at, codes.inverse_of(step, MANTISSA), mask=at < n)
+    tl.store(inverse + at, codes.inverse_of(step, MANTISSA, POWER, FUSED), mask=at < n)
 
 
 @triton.jit
@@ -119,6 +121,7 @@ def _scales(
     HIGH: tl.constexpr,
     MANTISSA: tl.constexpr,
     POWER: tl.constexpr,
+    FUSED: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
@@ -137,6 +140,7 @@ def _scales(
             HIGH,
             MANTISSA,
             POWER,
+            FUSED,
             BLOCK,
             PARTS,
         )
@@ -153,6 +157,7 @@ def _scales(
             HIGH,
             MANTISSA,
             POWER,
+            FUSED,
             BLOCK,
             PARTS,
         )
@@ -170,7 +175,8 @@ class Peaks(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """How programs share the work: each takes ``steps`` tiles (BLOCK_M, BLOCK_K) below another."""
+    """How programs share the work: each takes ``steps`` tiles (BLOCK_M, BLOCK_K) below another, so
+    many that all programs run at once: a few that wait for the others to end would run alone."""
 
     block_m: int
     block_k: int
@@ -184,7 +190,7 @@ class _Parts(NamedTuple):
         block_m = min(_TILE // block_k, max(16, triton.next_power_of_2(M)))
         tiles_m, tiles_k = triton.cdiv(M, block_m), triton.cdiv(K, block_k)
         programs = _PROGRAMS * tiles.multiprocessors(device)
-        steps = max(1, tiles_m * tiles_k * n_matrices // programs)
+        steps = triton.cdiv(tiles_m, max(1, programs // (tiles_k * n_matrices)))
         return cls(block_m, block_k, tiles_k, steps, triton.cdiv(tiles_m, steps))
 
 
@@ -192,7 +198,7 @@ def _find_launch(
     x: Tensor, parts: _Parts, of_columns: int, whole: bool, rows: bool, columns: bool
 ) -> launch.Launch:
     M, K = x.shape[-2:]
-    even = M % (parts.block_m * parts.steps) == 0 and K % parts.block_k == 0
+    even = M % parts.block_m == 0 and K % parts.block_k == 0
     return launch.Launch(
         _peaks,
         (parts.tiles_k * parts.parts_m, x.shape[0] if x.dim() == 3 else 1),
@@ -250,6 +256,7 @@ def of_vectors(
             "HIGH": constants["HIGH"],
             "MANTISSA": constants["MANTISSA"],
             "POWER": power_of_two,
+            "FUSED": constants["FUSED"],
             "BLOCK": _SCALES,
             "PARTS": _PARTS,
         },

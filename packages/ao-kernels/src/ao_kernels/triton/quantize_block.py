@@ -42,6 +42,7 @@ def _quantize_blocks(
     NATIVE: tl.constexpr,
     ROWS: tl.constexpr,
     POWER: tl.constexpr,
+    SHORT: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -64,13 +65,13 @@ def _quantize_blocks(
     value = codes.widened(loaded)
     peak = tl.max(codes.magnitude(value), 1)
     if ROWS:
-        step = codes.scale_of(peak, HIGH, POWER)
+        step = codes.scale_of(peak, HIGH, POWER, FUSED)
         tl.store(scale + m * groups + group, step, mask=there)
         step = step[:, None]
     else:
-        step = codes.scale_of(tl.max(peak, 0), HIGH, POWER)
+        step = codes.scale_of(tl.max(peak, 0), HIGH, POWER, FUSED)
         tl.store(scale + tile, step)
-    found = codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE)
+    found = codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
     to = codes_MP + m[:, None] * padded + k[None, :]
     if EVEN:
         tl.store(to, found, mask=there[:, None])
@@ -109,6 +110,7 @@ def block_launch(
     constants |= {
         "ROWS": block_rows == 1,
         "POWER": power_of_two,
+        "SHORT": x_MK.dtype != torch.float32,
         "EVEN": block_k == block_cols and K % block_cols == 0,
         "BLOCK_M": block_m,
         "BLOCK_K": block_k,

@@ -108,9 +108,17 @@ def _column_peaks(
 
 
 @triton.jit
-def _scales(peaks, scale, n, HIGH: tl.constexpr, POWER: tl.constexpr, BLOCK: tl.constexpr):
+def _scales(
+    peaks,
+    scale,
+    n,
+    HIGH: tl.constexpr,
+    POWER: tl.constexpr,
+    FUSED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    step = codes.scale_of(tl.load(peaks + at, mask=at < n, other=0), HIGH, POWER)
+    step = codes.scale_of(tl.load(peaks + at, mask=at < n, other=0), HIGH, POWER, FUSED)
     tl.store(scale + at, step, mask=at < n)
 
 
@@ -134,6 +142,7 @@ def _quantize_places(
     FUSED: tl.constexpr,
     NATIVE: tl.constexpr,
     SHORT: tl.constexpr,
+    POWER: tl.constexpr,
     EXPERTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -149,10 +158,11 @@ def _quantize_places(
     v3 = _values_of(x, m + 3, stop, k, K, x_stride)
     at = scale_EK + expert.to(tl.int64)[:, None] * columns + k[None, :]
     step = tl.load(at, mask=(expert < E)[:, None] & (k < columns)[None, :], other=1.0)
-    c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-    c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-    c2 = codes.codes_of(v2, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
-    c3 = codes.codes_of(v3, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
+    known = codes.inverse_of(step, MANTISSA, POWER, FUSED)
+    c0 = codes.codes_of(v0, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
+    c1 = codes.codes_of(v1, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
+    c2 = codes.codes_of(v2, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
+    c3 = codes.codes_of(v3, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, known, POWER)
     store_words(codes_KP, c0, c1, c2, c3, word, k, places, columns, False, FUSED)
 
 
@@ -266,7 +276,12 @@ def _plan(x: Tensor, dtype: torch.dtype, E: int, power_of_two: bool, outputs: st
             _scales,
             (max(triton.cdiv(n, _BLOCK), 1),),
             (n,),
-            {"HIGH": constants["HIGH"], "POWER": power_of_two, "BLOCK": _BLOCK},
+            {
+                "HIGH": constants["HIGH"],
+                "POWER": power_of_two,
+                "FUSED": constants["FUSED"],
+                "BLOCK": _BLOCK,
+            },
             options,
             device,
         ),
@@ -274,7 +289,12 @@ def _plan(x: Tensor, dtype: torch.dtype, E: int, power_of_two: bool, outputs: st
             _quantize_places,
             grid,
             (M, K, E, places, columns, tiles_k, x.stride(0)),
-            {**constants, "SHORT": x.dtype != torch.float32, **tile},
+            {
+                **constants,
+                "SHORT": x.dtype != torch.float32,
+                "POWER": power_of_two,
+                **tile,
+            },
             options,
             device,
         ),

@@ -35,6 +35,7 @@ def _quantize_long_rows(
     FUSED: tl.constexpr,
     NATIVE: tl.constexpr,
     POWER: tl.constexpr,
+    SHORT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     m = tl.program_id(0).to(tl.int64)
@@ -44,12 +45,14 @@ def _quantize_long_rows(
     for start in range(0, K, BLOCK):
         loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)
         peaks = tl.maximum(peaks, codes.magnitude(codes.widened(loaded)))
-    step = codes.scale_of(tl.max(peaks, 0), HIGH, POWER)
+    step = codes.scale_of(tl.max(peaks, 0), HIGH, POWER, FUSED)
     tl.store(scale + m, step)
     for start in range(0, padded, BLOCK):
         loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)
         value = codes.widened(loaded)
-        found = codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE)
+        found = codes.codes_of(
+            value, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER
+        )
         tl.store(codes_MP + m * padded + start + k, found, mask=start + k < padded)
 
 
@@ -68,6 +71,7 @@ def _quantize_static_rows(
     BIAS: tl.constexpr,
     FUSED: tl.constexpr,
     NATIVE: tl.constexpr,
+    SHORT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     m = tl.program_id(0).to(tl.int64)
@@ -79,10 +83,14 @@ def _quantize_static_rows(
         loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)
         value = codes.widened(loaded)
         peaks = tl.maximum(peaks, codes.magnitude(value))
-        found = codes.codes_of(value, step, True, MANTISSA, BIAS, FUSED, NATIVE)
+        found = codes.codes_of(value, step, True, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
         tl.store(codes_MP + m * padded + start + k, found, mask=start + k < padded)
     finite = codes.is_finite(tl.max(peaks, 0).to(tl.float32, bitcast=True))
     tl.store(scale + m, tl.where(finite, step, float("nan")))
+
+
+def _is_short(x: Tensor) -> bool:
+    return x.dtype != torch.float32
 
 
 def static_launch(
@@ -96,7 +104,7 @@ def static_launch(
         _quantize_static_rows,
         (M,),
         (K, padded or K, x_MK.stride(0), 1 if each else 0),
-        {**codes.constants(dtype, x_MK.device), "BLOCK": block},
+        {**codes.constants(dtype, x_MK.device), "SHORT": _is_short(x_MK), "BLOCK": block},
         options(block),
         x_MK.device,
     )
@@ -116,7 +124,12 @@ def row_launch(
         _quantize_long_rows,
         (M,),
         (K, padded or K, x_MK.stride(0)),
-        {**codes.constants(dtype, x_MK.device), "POWER": power_of_two, "BLOCK": _PIECE},
+        {
+            **codes.constants(dtype, x_MK.device),
+            "POWER": power_of_two,
+            "SHORT": _is_short(x_MK),
+            "BLOCK": _PIECE,
+        },
         options(_PIECE),
         x_MK.device,
     )

@@ -56,6 +56,7 @@ def _quantize(
     NATIVE: tl.constexpr,
     GIVEN: tl.constexpr,
     KEEPS_INF: tl.constexpr,
+    SHORT: tl.constexpr,
     PEAKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -67,11 +68,13 @@ def _quantize(
         step = tl.load(given)
     else:
         part = tl.arange(0, PEAKS)
-        step = codes.scale_of(tl.max(tl.load(peaks + part, mask=part < n_peaks, other=0), 0), HIGH)
+        step = codes.scale_of(
+            tl.max(tl.load(peaks + part, mask=part < n_peaks, other=0), 0), HIGH, False, FUSED
+        )
     value = codes.widened(loaded)
     if KEEPS_INF:
-        value = tl.where(codes.is_finite(value), value, float("nan"))
-    found = codes.codes_of(value, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE)
+        value = codes.finite(value, FUSED)
+    found = codes.codes_of(value, step, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
     tl.store(result + at, found, mask=at < n)
     if program == 0:
         tl.store(scale, step)
@@ -118,6 +121,7 @@ def tensor_plan(
     constants |= {
         "GIVEN": given is not None,
         "KEEPS_INF": keeps_inf,
+        "SHORT": x_n.dtype != torch.float32,
         "PEAKS": triton.next_power_of_2(max(n_peaks, 1)),
         "BLOCK": _BLOCK,
     }
