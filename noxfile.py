@@ -96,13 +96,16 @@ class Environment:
 
 
 def sources_digest(package: str) -> str:
-    """Changes when a file of the package does, or the interpreter that wheels are built for."""
+    """Changes when a file of the package does, or the interpreter that wheels are built for; but
+    not with tests and benchmarks, which no wheel has."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {sys.platform}".encode())
     folder = ROOT / "packages" / package
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         made = path.suffix in (".so", ".pyc", ".pyd") or "build" in name.parts
-        if path.is_file() and not made and not any(part.startswith(".") for part in name.parts):
+        beside = name.parts[0] in ("tests", "benchmarks", "examples")
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not (made or beside or hidden):
             digest.update(f"{name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
