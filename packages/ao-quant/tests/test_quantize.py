@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import ao_quant
 from ao_core.config import AOBaseConfig, config_from_json, config_to_json
 from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
 from ao_core.tensor import QTensor
@@ -125,6 +126,11 @@ CONFIGS: dict[
     ),
 }
 EACH = pytest.mark.parametrize("name", list(CONFIGS))
+
+
+def test_every_config_is_here() -> None:
+    exported = {name for name in ao_quant.__all__ if name.endswith("Config")} - {"FqnToConfig"}
+    assert {type(config).__name__ for config, *_ in CONFIGS.values()} == exported
 
 
 def mlp(seed: int = 0) -> nn.Sequential:
