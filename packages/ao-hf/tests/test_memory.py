@@ -47,17 +47,17 @@ def test_peak(large: Path, checkpoint: Callable[[str], Path]) -> None:
     program = [sys.executable, str(Path(__file__).with_name("peak_memory.py"))]
     arguments = [str(checkpoint("llama")), str(large)]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads would wait for busy neighbours
-    runs = []
+    files = [path.stat().st_size for path in large.glob("*.safetensors")]
     for _ in range(3):  # a busy machine only adds to what a process holds: the smallest counts
         done = subprocess.run(
             [*program, *arguments], env=alone, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stderr
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
-    found = min(runs, key=lambda run: run["peak"] - run["before"])
-    files = [path.stat().st_size for path in large.glob("*.safetensors")]
-    assert len(files) == 5 and found["float"] > 3 * found["quantized"]
-    grown, allowed = found["peak"] - found["before"], 1.25 * max(found["quantized"], *files)
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert len(files) == 5 and found["float"] > 3 * found["quantized"]
+        grown, allowed = found["peak"] - found["before"], 1.25 * max(found["quantized"], *files)
+        if grown < allowed:
+            break
     figures = {"peak": grown, "allowed": allowed, "largest file": max(files)} | found
     assert grown < allowed, {name: f"{size / MB:.0f} MB" for name, size in figures.items()}
 

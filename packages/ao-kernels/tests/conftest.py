@@ -1,11 +1,12 @@
-"""The fate of tests that need a GPU or Triton's interpreter.
+"""The fate of tests that need a GPU or Triton.
 
 ``gpu`` tests are skipped where there is no CUDA device. ``interpreted`` tests run Triton kernels on
 a CPU. Triton reads TRITON_INTERPRET once, when it is imported, and then every kernel of the process
-is interpreted: so a run with interpreted tests starts one child pytest with that variable, which
+is interpreted: so a run with interpreted tests starts a child pytest with that variable, which
 runs them all beside the others and writes down its reports, and each test, all others done,
-reports here what it reported there.
-Where triton is not installed they are skipped; an installed triton that does not work fails them.
+reports here what it reported there. Another child runs the ``triton`` tests, which compile kernels:
+it keeps a second core busy.
+Where triton is not installed both are skipped; an installed triton that does not work fails them.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton_interpreter import replace_language_once
 
-_REPORTS = "AO_TEST_REPORTS"  # set in the child: the file for its reports
-_TIMEOUT = 1800  # seconds; 620 of one core of a Xeon (Emerald Rapids)
+_REPORTS = "AO_TEST_REPORTS"  # set in a child: the file for its reports
+_TIMEOUT = 1800  # seconds; each takes about 250 of one core of a Xeon (Emerald Rapids)
+_CHILDREN = {"triton": {}, "interpreted": {"TRITON_INTERPRET": "1"}}  # by mark: environments
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     path = os.environ.get(_REPORTS)
     if path:
         config.pluginmanager.register(_Writer(config, path))
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            replace_language_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,41 +51,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.get_closest_marker("interpreted") or item.get_closest_marker("triton")
         ):
             item.add_marker(pytest.mark.skip(reason="needs triton: pip install ao-kernels[triton]"))
-    items.sort(key=_elsewhere)
+    items.sort(key=lambda item: list(_CHILDREN).index(where) if (where := _child_of(item)) else -1)
 
 
-def _elsewhere(item: pytest.Item) -> bool:
-    if os.environ.get("TRITON_INTERPRET") == "1" or item.get_closest_marker("skip"):
-        return False
-    return item.get_closest_marker("interpreted") is not None
+def _child_of(item: pytest.Item) -> str | None:
+    """The mark whose child runs a test, or None if it runs here."""
+    inside = _REPORTS in os.environ or os.environ.get("TRITON_INTERPRET") == "1"
+    if inside or item.get_closest_marker("skip"):
+        return None
+    return next((mark for mark in _CHILDREN if item.get_closest_marker(mark)), None)
 
 
 def pytest_runtestloop(session: pytest.Session) -> None:
-    wanted = [item.nodeid for item in session.items if _elsewhere(item)]
-    if wanted and not session.config.option.collectonly and not session.testsfailed:
-        session.stash[_child] = Child(session.config, wanted)
+    if session.config.option.collectonly or session.testsfailed:
+        return
+    children = session.stash.setdefault(_children, {})
+    for mark, environment in _CHILDREN.items():
+        wanted = [item.nodeid for item in session.items if _child_of(item) == mark]
+        if wanted:
+            children[mark] = Child(session.config, wanted, environment)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _child in session.stash:
-        session.stash[_child].stop()
+    for child in session.stash.get(_children, {}).values():
+        child.stop()
 
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    if not _elsewhere(item):
+    mark = _child_of(item)
+    if mark is None:
         return None
-    stash = item.session.stash
+    child = item.session.stash[_children][mark]
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in stash[_child].reports_of(item):
+    for report in child.reports_of(item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
 
 class Child:
-    """The pytest that runs the interpreted tests, and what it reported."""
+    """A pytest that runs some of the tests, and what it reported."""
 
-    def __init__(self, config: pytest.Config, nodeids: list[str]) -> None:
+    def __init__(
+        self, config: pytest.Config, nodeids: list[str], environment: dict[str, str]
+    ) -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         command += ["-c", str(config.inipath)] if config.inipath else []
         self._config = config
@@ -91,7 +105,7 @@ class Child:
             self._process = subprocess.Popen(
                 [*command, *nodeids],
                 cwd=config.rootpath,
-                env={**os.environ, "TRITON_INTERPRET": "1", _REPORTS: str(self._reports)},
+                env={**os.environ, **environment, _REPORTS: str(self._reports)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -119,7 +133,7 @@ class Child:
         if any(report.when == "teardown" for report in reports):
             return reports
         output = self._output.read_text()[-4000:]
-        why = f"the interpreted run ended before this test did:\n{output}"
+        why = f"the run of the child ended before this test did:\n{output}"
         return [pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")]
 
 
@@ -135,4 +149,4 @@ class _Writer:
             file.write(json.dumps(data) + "\n")
 
 
-_child = pytest.StashKey[Child]()
+_children = pytest.StashKey[dict[str, Child]]()

@@ -187,6 +187,33 @@ class TestInterpreted(Products, Forced):
     bf16 = 2.0**-7  # the interpreter cuts bits off
     cases = ((40, 24, 40, [0, 1, 17, 17, 36]), (36, 16, 144, [20, 33]), CASES[3])
 
+    def test_the_library_reads_no_rows_behind_the_tokens(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ends behind the tokens are bounded for torch._scaled_grouped_mm, whose place a product
+        takes here that leaves rows of no expert undefined; they become zeros."""
+        from ao_kernels.triton import float8_grouped_matmul as kernels
+
+        reference = float8_grouped_matmul.reference
+
+        def library(a: Tensor, b: Tensor, *scales: Tensor, offs: Tensor, **options: Any) -> Tensor:
+            assert int(offs[-1]) <= len(a) and options["use_fast_accum"]
+            y = reference(a, scales[0], b.mT, scales[1], offs)
+            y[int(offs[-1]) :] = torch.nan
+            return y
+
+        monkeypatch.setattr(torch, "_scaled_grouped_mm", library)
+        x, w, _, _ = case(40, 32, 48, [0, 0, 0])
+        a, a_scale = quantize_rowwise_both(x, E4M3, False, "rows")[:2]
+        b, b_scale = quantize_rowwise_both(w.flatten(0, 1), E4M3, False, "rows")[:2]
+        b, b_scale = b[:96, :48].reshape(3, 32, 48), b_scale.view(3, 32, 1)
+        a = a[:40, :48].contiguous()
+        for ends in ([9, 9, 33], [20, 41, 60]):
+            offsets = torch.tensor(ends, dtype=torch.int32)
+            y = kernels._run_library(a, a_scale, b, b_scale, offsets, None, True)
+            bounded = offsets.clamp(max=40)
+            assert torch.equal(y, reference(a, a_scale, b, b_scale, bounded))
+
 
 @pytest.mark.gpu
 class TestOnGpu(Products):

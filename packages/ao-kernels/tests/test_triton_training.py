@@ -52,7 +52,9 @@ def casts() -> Iterator[tuple[str, list[tuple[Any, ...]], set[str]]]:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("op", "calls", "names"), list(casts()), ids=lambda v: str(v)[:24])
+@pytest.mark.parametrize(
+    ("op", "calls", "names"), [pytest.param(*cast, id=cast[0]) for cast in casts()]
+)
 def test_casts_compile(
     op: str,
     calls: list[tuple[Any, ...]],
@@ -120,7 +122,9 @@ def products() -> Iterator[tuple[str, list[tuple[Any, ...]], set[str]]]:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("op", "calls", "names"), list(products()), ids=lambda v: str(v)[:24])
+@pytest.mark.parametrize(
+    ("op", "calls", "names"), [pytest.param(*product, id=product[0]) for product in products()]
+)
 def test_products_compile(
     op: str,
     calls: list[tuple[Any, ...]],

@@ -12,6 +12,7 @@ from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
+import ao_quant
 from ao_core.config import AOBaseConfig, config_from_json, config_to_json
 from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
 from ao_core.tensor import QTensor
@@ -33,6 +34,11 @@ from ao_quant import (
     PerTensor,
     quantize_,
 )
+
+
+def test_every_config_is_here() -> None:
+    exported = {name for name in ao_quant.__all__ if name.endswith("Config")} - {"FqnToConfig"}
+    assert {type(config).__name__ for config, *_ in CONFIGS.values()} == exported
 
 
 def mlp(seed: int = 0) -> nn.Sequential:

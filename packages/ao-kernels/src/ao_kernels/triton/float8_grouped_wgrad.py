@@ -7,7 +7,6 @@ of one expert's result and walks over the places of this expert.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import triton
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ao_kernels.ops.float8_grouped_wgrad import float8_grouped_wgrad
 from ao_kernels.triton import codes, launch, tiles
-from ao_kernels.triton.float8_grouped_matmul import library_refusal, operand_refusal
+from ao_kernels.triton.float8_grouped_matmul import key, library_refusal
 
 _TILE = 128
 _ZEROS = 4096
@@ -88,20 +87,6 @@ def _grouped_wgrad(
     tl.store(to, total.to(y.dtype.element_ty), mask=there)
 
 
-def _key(
-    a: Tensor,
-    a_scale: Tensor,
-    b: Tensor,
-    b_scale: Tensor,
-    ends: Tensor,
-    out_dtype: torch.dtype | None,
-    fast_accum: bool,
-) -> tuple[Any, ...]:
-    facts = launch.facts
-    operands = facts(a), facts(a_scale), facts(b), facts(b_scale)
-    return operands, facts(ends), out_dtype, fast_accum
-
-
 def _direct(
     _: int,
     a: Tensor,
@@ -112,7 +97,7 @@ def _direct(
     out_dtype: torch.dtype | None = None,
     fast_accum: bool = False,
 ) -> Tensor:
-    multiply = _PLANS.get(_key(a, a_scale, b, b_scale, ends, out_dtype, fast_accum))
+    multiply = _PLANS.get(key(a, a_scale, b, b_scale, ends, out_dtype, fast_accum))
     return NotImplemented if multiply is None else multiply(a, a_scale, b, b_scale, ends)
 
 
@@ -125,7 +110,7 @@ def _library_supports(
     out_dtype: torch.dtype | None,
     fast_accum: bool,
 ) -> str | None:
-    return library_refusal(a.device) or operand_refusal(a, b, out_dtype)
+    return library_refusal(a, b, len(ends), out_dtype)
 
 
 @float8_grouped_wgrad.kernel(
@@ -169,7 +154,7 @@ def _run_library(
     given = (a, a_scale, b, b_scale, ends)
     ready = tuple(t.contiguous() for t in given)
     if launch.same_places(given, ready):
-        _PLANS.keep(_key(*given, out_dtype, fast_accum), multiply)
+        _PLANS.keep(key(*given, out_dtype, fast_accum), multiply)
     return multiply(*ready)
 
 
@@ -225,5 +210,5 @@ def _run(
         return y
 
     if launch.same_places(given, ready):
-        _PLANS.keep(_key(*given, out_dtype, fast_accum), multiply)
+        _PLANS.keep(key(*given, out_dtype, fast_accum), multiply)
     return multiply(*ready)

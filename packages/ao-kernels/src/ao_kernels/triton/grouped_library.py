@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ao_kernels.triton.grouped_product import Weight
 
 _BLOCK = 2048  # values that are made zero at a time
-_MOST_EXPERTS = 1023
+MOST_EXPERTS = 1023
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -51,6 +51,7 @@ class LibraryProduct(NamedTuple):
     ends: launch.Room
     bound: launch.Launch
     clear: launch.Launch
+    fast_accum: bool | None  # as of scaled_product
 
     def __call__(
         self, x: Tensor, x_scale: Tensor | None, w: Weight, offsets: Tensor, bias: Tensor | None
@@ -58,7 +59,7 @@ class LibraryProduct(NamedTuple):
         assert x_scale is not None and bias is None
         ends = self.ends.like(x)
         self.bound(offsets, ends)
-        y = scaled_product(x, x_scale, w.codes, w.scale, ends)
+        y = scaled_product(x, x_scale, w.codes, w.scale, ends, fast_accum=self.fast_accum)
         self.clear(offsets, y)
         return y
 
@@ -74,23 +75,25 @@ def refusal(x: Tensor, x_scales: str | None, w: Weight, bias: Tensor | None) -> 
         return "torch._scaled_grouped_mm takes a float32 scale of each row of the weights"
     if x.dtype != torch.bfloat16 or bias is not None:
         return "torch._scaled_grouped_mm gives bfloat16, without bias"
-    if N % 16 or K % 16 or E > _MOST_EXPERTS:
+    if N % 16 or K % 16 or E > MOST_EXPERTS:
         return (
-            f"codes are {E} x {N} x {K}; torch._scaled_grouped_mm takes up to {_MOST_EXPERTS} "
+            f"codes are {E} x {N} x {K}; torch._scaled_grouped_mm takes up to {MOST_EXPERTS} "
             "experts, and multiples of 16"
         )
-    if not _is_hopper(x.device):
+    return device_refusal(x.device)
+
+
+def device_refusal(device: torch.device) -> str | None:
+    """Why torch._scaled_grouped_mm does not run there, or None."""
+    there = device.type == "cuda" and not torch.version.hip and hasattr(torch, "_scaled_grouped_mm")
+    if not there or torch.cuda.get_device_capability(device) != (9, 0):
         return "torch._scaled_grouped_mm is taken on GPUs of compute capability 9.0"
     return None
 
 
-def _is_hopper(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.hip or not hasattr(torch, "_scaled_grouped_mm"):
-        return False
-    return torch.cuda.get_device_capability(device) == (9, 0)
-
-
-def product(T: int, w: Weight, device: torch.device) -> LibraryProduct:
+def product(
+    T: int, w: Weight, device: torch.device, *, fast_accum: bool | None = None
+) -> LibraryProduct:
     E, N = w.codes.shape[:2]
     bound = launch.Launch(
         _bound_ends,
@@ -108,7 +111,7 @@ def product(T: int, w: Weight, device: torch.device) -> LibraryProduct:
         {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False},
         device,
     )
-    return LibraryProduct(launch.Room.of((E,), torch.int32), bound, clear)
+    return LibraryProduct(launch.Room.of((E,), torch.int32), bound, clear, fast_accum)
 
 
 def scaled_product(
