@@ -135,6 +135,20 @@ def test_scalars_of_tensors_are_those_of_numbers() -> None:
     assert correction == pytest.approx((1 - 0.5**4) ** -0.5) and size == 0.25 / (1 - 0.875**4)
 
 
+def test_a_scale_of_gradients_is_in_their_factors() -> None:
+    options = Options(state_bits="32", shapes=((40, 50),))
+    args, scaled = adam_arguments(options), adam_arguments(options)
+    given = {"lr": 0.25, "betas": (0.875, 0.5), "eps": 1e-8, "weight_decay": 0.125}
+    plain = adam_scalars([2.0], decoupled=True, **given)
+    factors = adam_scalars([2.0], decoupled=True, gradient_scale=0.125, **given)
+    adam_step(args[0], [0.125 * args[1][0]], *args[2:8], plain, *args[9:])
+    adam_step(*scaled[:8], factors, *scaled[9:])
+    for place in (0, 2, 3):  # a power of two: the same bits
+        assert torch.equal(args[place][0], scaled[place][0])
+    with pytest.raises(ValueError, match="Adam adds weight decay to gradients"):
+        adam_scalars([2.0], decoupled=False, gradient_scale=0.125, **given)
+
+
 @pytest.mark.parametrize(
     ("place", "change", "message"),
     [

@@ -179,6 +179,20 @@ def test_many_parameters_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [300, 1, 300, 1]
 
 
+def test_a_compiled_step_is_the_same() -> None:
+    """torch.compile leaves the step to Python, without a warning and whatever lr is."""
+    plain, compiled = parameter(64, 80), parameter(64, 80)
+    one, two = AdamW8bit([plain]), AdamW8bit([compiled])
+    step = torch.compile(lambda: two.step(), backend="eager")
+    for number in range(3):
+        for optimizer, take in ((one, one.step), (two, step)):
+            p = optimizer.param_groups[0]["params"][0]
+            p.grad = values(64, 80, seed=number)
+            optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+            take()
+    assert torch.equal(plain, compiled) and two.state[compiled]["step"] == 3
+
+
 @pytest.mark.parametrize("kind", [AdamW8bit, AdamW])
 def test_a_schedule_of_a_tensor(kind: Any) -> None:
     """Schedulers change lr in place where it is a tensor."""

@@ -14,7 +14,15 @@ import torch
 from steps import values
 from torch import Tensor, nn
 
-from ao_optim import AdamW, AdamW4bit, AdamW8bit, CPUOffloadOptimizer, StateOffloadOptimizer
+from ao_optim import (
+    Adam8bit,
+    AdamW,
+    AdamW4bit,
+    AdamW8bit,
+    CPUOffloadOptimizer,
+    Lion8bit,
+    StateOffloadOptimizer,
+)
 
 BASES: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "AdamW8bit": (AdamW8bit, {"lr": 1e-2, "bf16_stochastic_round": True, "seed": 5}),
@@ -142,6 +150,28 @@ def test_clipping(mode: str, norm_type: float) -> None:
     backward(nets[1], 2, scale=torch.nan)
     with pytest.raises(RuntimeError, match=r"not clipped|cannot be clipped"):
         ours.clip_grad_norm_(1.0, norm_type, error_if_nonfinite=True)
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e-8])
+@pytest.mark.parametrize("kind", [AdamW8bit, AdamW, Adam8bit, Lion8bit])
+def test_clipping_by_the_base_optimizer(kind: Any, clip: float) -> None:
+    """AdamW and Lion take the scale into factors, unless it is very small; gradients stay then."""
+    options = {"lr": 1e-2, "eps": 1e-12} if kind is not Lion8bit else {"lr": 1e-2}
+    one, _ = trained(partial(kind, **options), clip=clip, net=model(torch.float32))
+    make = partial(MODES["gradients go"], optimizer_class=kind, **options)
+    two, optimizer = trained(make, clip=clip, net=model(torch.float32))
+    for a, b in zip(two.parameters(), one.parameters(), strict=True):
+        # A code may be another one, and the sign of what is nearly zero
+        far = (a - b).abs() > 1e-4
+        assert far.float().mean() < 1e-2 and (a - b).abs().max() < 0.1
+    assert optimizer.base._gradient_scale == 1.0
+    backward(two, 9)
+    lane = optimizer._lanes[two[0].weight]
+    before = lane.gradient.clone()
+    optimizer.clip_grad_norm_(clip)
+    optimizer.step()
+    kept = clip == 0.05 and kind is not Adam8bit
+    assert torch.equal(lane.gradient, before) == kept
 
 
 def test_gradients_are_gone_from_the_device_and_can_be_forgotten() -> None:

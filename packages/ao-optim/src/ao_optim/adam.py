@@ -77,7 +77,10 @@ class QuantizedAdam(QuantizedOptimizer):
         super().__init__(params, defaults)
 
     def _advance(self, works: list[Work]) -> None:
-        adam_steps(works, decoupled=self.decoupled)
+        adam_steps(works, decoupled=self.decoupled, gradient_scale=self._gradient_scale)
+
+    def _scales_gradients(self) -> bool:
+        return self.decoupled
 
     def _full_state(self) -> FullState:
         options = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")

@@ -81,4 +81,7 @@ class Lion8bit(QuantizedOptimizer):
         return FullState("Lion", ("lr", "betas", "weight_decay", "maximize"), {})
 
     def _advance(self, works: list[Work]) -> None:
-        lion_steps(works)
+        lion_steps(works, gradient_scale=self._gradient_scale)
+
+    def _scales_gradients(self) -> bool:
+        return True

@@ -10,7 +10,8 @@ docs/decisions/0021-offload.md says what was decided and why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .gradients import as_groups, check_dense, check_optimizer_class, hook_gradients
+from .quantized import QuantizedOptimizer
 from .sharding import is_sharded, local_part, local_part_as, whole_like
 from .total_norm import total_norm
 from .transfers import Arrival, Transfers, transfers_of
 
 __all__ = ["CPUOffloadOptimizer"]
 
+LEAST_SCALE = 2.0**-20  # of gradients, that is applied to their factors instead of to them
 BATCH = 64 << 20  # bytes of parameters that the base optimizer gets in one call
 
 
@@ -283,8 +286,9 @@ class CPUOffloadOptimizer(Optimizer):
         self._give_options()
         self._collect()
         marks = {each: each.mark() for each in self._transfers.values()}
-        for batch in _batches(list(self._waiting)):
-            self._update(batch, marks)
+        with self._scale_in_base():
+            for batch in _batches(list(self._waiting)):
+                self._update(batch, marks)
         self._waiting.clear()
         self._scale = 1.0
         for transfers in self._transfers.values():
@@ -301,6 +305,24 @@ class CPUOffloadOptimizer(Optimizer):
                     lane.parameter.grad = None
             if lane.parameter.requires_grad and lane.hook is None:
                 self._register_hook(lane)  # not frozen any more
+
+    @contextlib.contextmanager
+    def _scale_in_base(self) -> Iterator[None]:
+        """Leave the scale of gradients to the base optimizer if it can: else it is a pass over them
+        that moves as many bytes as half a step. Squares of gradients must not overflow before."""
+        base = self.base
+        if (
+            not isinstance(base, QuantizedOptimizer)
+            or not base._scales_gradients()
+            or not self._scale >= LEAST_SCALE
+        ):
+            yield
+            return
+        base._gradient_scale, self._scale = self._scale, 1.0
+        try:
+            yield
+        finally:
+            base._gradient_scale, self._scale = 1.0, base._gradient_scale
 
     def _update(self, batch: list[_Lane], marks: dict[Transfers, Any]) -> None:
         """One call of the base optimizer for the parameters of a batch; starts to copy them back.

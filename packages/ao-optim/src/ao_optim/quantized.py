@@ -25,6 +25,8 @@ class QuantizedOptimizer(Optimizer):
     """The base of the optimizers; one defines `_advance`, and `_layout_of` if its moments are not
     those of Adam."""
 
+    _gradient_scale = 1.0  # that a step applies to factors of gradients, where it can
+
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, {**defaults, "optimizer": type(self).__name__})
         self._planner = Planner()
@@ -32,6 +34,10 @@ class QuantizedOptimizer(Optimizer):
     def _advance(self, works: list[Work]) -> None:
         """Change parameters and records, whose steps are counted already."""
         raise NotImplementedError
+
+    def _scales_gradients(self) -> bool:
+        """Whether steps apply `_gradient_scale`."""
+        return False
 
     def _full_state(self) -> FullState:
         """What `full_state_dict` gives and `load_full_state_dict` takes."""

@@ -20,12 +20,12 @@ from .sharding import element_index
 __all__ = ["adam_steps", "lion_steps"]
 
 
-def adam_steps(works: list[Work], *, decoupled: bool) -> None:
-    """A step of Adam, or AdamW if ``decoupled``."""
+def adam_steps(works: list[Work], *, decoupled: bool, gradient_scale: float) -> None:
+    """A step of Adam, or AdamW if ``decoupled``, where gradients may have a scale."""
 
     def scalars(group: dict[str, Any], counts: list[float]) -> Tensor:
         options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        return adam_scalars(counts, decoupled=decoupled, **options)
+        return adam_scalars(counts, decoupled=decoupled, gradient_scale=gradient_scale, **options)
 
     for work in works:
         kind, records = work.batch.kind, work.batch.records
@@ -56,12 +56,12 @@ def _keys(bits: int | str, amsgrad: bool) -> list[str]:
     return [name and name + end for end in ("_codes", "_scale") for name in names]
 
 
-def lion_steps(works: list[Work]) -> None:
+def lion_steps(works: list[Work], *, gradient_scale: float) -> None:
     """A step of Lion."""
 
     def scalars(group: dict[str, Any], counts: list[float]) -> Tensor:
         options = {name: group[name] for name in ("lr", "betas", "weight_decay")}
-        return lion_scalars(len(counts), **options)
+        return lion_scalars(len(counts), gradient_scale=gradient_scale, **options)
 
     for work in works:
         kind, records = work.batch.kind, work.batch.records

@@ -28,9 +28,9 @@ __all__ = ["adam_scalars", "adam_step"]
 COLUMNS = (
     "decay",  # AdamW: 1 - lr * weight_decay; Adam: weight_decay
     "beta1",
-    "one_minus_beta1",
+    "one_minus_beta1",  # times the gradient's scale
     "beta2",
-    "one_minus_beta2",
+    "one_minus_beta2",  # times its square
     "inv_root_correction",  # 1 / sqrt(1 - beta2**t)
     "eps",
     "step_size",  # lr / (1 - beta1**t)
@@ -45,18 +45,24 @@ def adam_scalars(
     eps: float,
     weight_decay: float | Tensor,
     decoupled: bool,
+    gradient_scale: float = 1.0,
 ) -> Tensor:
     """The rows of `scalars`, (T, S) float64, for parameters whose steps these are, counted from 1.
 
-    Numbers may be tensors of one element. Where some are on a GPU the result is there, too, and the
-    host does not wait for them; else it is on the CPU.
+    gradient_scale: what gradients are multiplied by, in their factors and so without a pass over
+    them; with ``decoupled`` only. Numbers may be tensors of one element. Where some are on a GPU
+    the result is there, too, and the host does not wait for them; else it is on the CPU.
     """
+
+    if not decoupled and gradient_scale != 1.0:
+        raise ValueError("adam_scalars: Adam adds weight decay to gradients, which have no scale")
 
     def row(t: Any, lr: Any, beta1: Any, beta2: Any, weight_decay: Any) -> tuple[Any, ...]:
         decay = 1 - lr * weight_decay if decoupled else weight_decay
         root = (1 - beta2**t) ** -0.5
         size = lr / (1 - beta1**t)
-        return decay, beta1, 1 - beta1, beta2, 1 - beta2, root, eps + 0 * t, size
+        rests = (1 - beta1) * gradient_scale, (1 - beta2) * gradient_scale**2
+        return decay, beta1, rests[0], beta2, rests[1], root, eps + 0 * t, size
 
     return moments.scalar_rows(steps, (lr, *betas, weight_decay), row)
 

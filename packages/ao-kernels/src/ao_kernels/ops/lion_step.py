@@ -31,12 +31,13 @@ def lion_scalars(
     lr: float | Tensor,
     betas: tuple[float | Tensor, float | Tensor],
     weight_decay: float | Tensor,
+    gradient_scale: float = 1.0,
 ) -> Tensor:
     """`scalars` for ``count`` parameters, as `adam_scalars` has them for Adam; no step is in it."""
 
     def row(_: Any, lr: Any, beta1: Any, beta2: Any, decay: Any) -> tuple[Any, ...]:
-        rest = (beta2, 1 - beta2, lr, 0 * lr, 0 * lr)
-        return 1 - lr * decay, beta1, 1 - beta1, *rest
+        rest = (beta2, (1 - beta2) * gradient_scale, lr, 0 * lr, 0 * lr)
+        return 1 - lr * decay, beta1, (1 - beta1) * gradient_scale, *rest
 
     return moments.scalar_rows([0.0] * count, (lr, *betas, weight_decay), row)
 

@@ -86,7 +86,7 @@ def counted(steps: list[Tensor]) -> list[float]:
     """
     from ao_kernels import cpu
 
-    if cpu._C is not None:
+    if cpu._C is not None and not torch.compiler.is_compiling():
         found = cpu._C.count_steps(steps)
         if found is not NotImplemented:
             return found
