@@ -68,7 +68,8 @@ def test_weights(name: str, many: int, device: str) -> None:
     K = 4096 if device == "cuda" else 128
     for M in (1, 64):
         check(name, M, many // K + 300, K, device)
-    if "zero" in [argument.name for argument in OPS[name].schema.arguments] and device == "cuda":
+    packed = "zero" in [argument.name for argument in OPS[name].schema.arguments]
+    if packed and device == "cuda" and name not in ON_REFERENCE:  # that takes 75 GB
         check(name, 1, 8 * many // (3 * K) + 300, K, device)  # as many bytes
 
 
