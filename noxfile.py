@@ -220,10 +220,7 @@ def gpu(session: nox.Session) -> None:
             "gpu",
             folder,
             *session.posargs,
-            env={
-                "PYTHONPATH": SOURCES,
-                "AO_KERNELS_UNVERIFIED": "1",
-            },  # ao_kernels/cuda/__init__.py
+            env={"PYTHONPATH": SOURCES},
             external=True,
             success_codes=[0, 5],
         )

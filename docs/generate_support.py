@@ -19,7 +19,6 @@ import ao_kernels.ops
 from ao_core.config import AOBaseConfig
 from ao_core.errors import ConversionError
 from ao_core.match import FqnToConfig
-from ao_kernels.cuda import UNVERIFIED
 from ao_kernels.registry import OPS, Op
 from ao_quant import (
     Float8DynamicActivationFloat8WeightConfig,
@@ -97,8 +96,6 @@ NOTES = """
   says why a kernel was not taken.
 * CUDA C++ kernels are built where a CUDA toolkit is found, and run on compute capability 9.0;
   Triton or the reference stands in.
-* *On request*: AO_KERNELS_UNVERIFIED=1 in the environment; the gpu tests of these kernels have not
-  passed on a GPU yet.
 * cpu kernels choose AVX-512 (VNNI, BF16), AVX2 or plain C++ when they run; NEON is compiled on Arm.
 """
 
@@ -147,8 +144,6 @@ def kernels() -> Iterator[str]:
         cpu = "C++" if (folder / "cpu" / f"{name}.py").exists() else "reference"
         on_gpu = {"cuda": "CUDA C++", "triton": "Triton"}
         found = [text for b, text in on_gpu.items() if (folder / b / f"{name}.py").exists()]
-        if name in UNVERIFIED:
-            found = ["Triton, CUDA C++ on request"]
         cuda = ", ".join(found) or "reference"
         gradient = "activations, bias" if op._backward is not None else "none needed"
         yield f"| `{name}` | {cpu} | {cuda} | custom op `ao::{name}` | {gradient} |"

@@ -76,7 +76,8 @@ def test_the_host_never_waits(recipe: str) -> None:
 def test_less_is_saved_than_by_bfloat16() -> None:
     """Between forward and backward: codes of the input, and of weights where N <= M."""
     sizes = {}
-    for name in ("bf16", "pass", "off", "step"):
+    torch.randn(64, 64, device="cuda").bfloat16() @ torch.randn(64, 64, device="cuda").bfloat16()
+    for name in ("bf16", "pass", "off", "step"):  # with the library's workspace there
         torch.manual_seed(0)
         model = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(8)))
         model = model.to("cuda", torch.bfloat16)
@@ -93,11 +94,11 @@ def test_less_is_saved_than_by_bfloat16() -> None:
         sizes[name] = torch.cuda.memory_allocated() - before - y.nbytes
         y.sum().backward()
         del y, model, x
-    print(sizes)
     inputs, weights = 8 * 8192 * 2048, 8 * 2048 * 2048
     assert sizes["bf16"] == pytest.approx(2 * inputs * 7 / 8, rel=0.02)  # the first is x itself
     assert sizes["off"] == pytest.approx(inputs, rel=0.1)
-    assert sizes["pass"] == pytest.approx(inputs + weights, rel=0.1) < sizes["bf16"]
+    assert sizes["pass"] == pytest.approx(inputs + weights, rel=0.1)
+    assert sizes["pass"] < sizes["bf16"]
     assert sizes["step"] == pytest.approx(inputs + 2 * weights, rel=0.1)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from gpu_contract import on_gpu
-from grouped_contract import Float8, Float8Dynamic, Int4, Int8, Int8Dynamic
+from grouped_contract import Float8, Float8Dynamic, Int4, Int8, Int8Dynamic, RoundedWeights
 from test_triton_grouped_linears import GroupedOnGpu
 from torch import Tensor
 
@@ -69,30 +69,19 @@ class OnGpu(GroupedOnGpu):
         assert names[: len(SHAPES)].count("cuda") >= self.least, names
 
 
-class Rounded(OnGpu):
-    """With many rows an expert, weights are rounded to bfloat16: once, or twice with zeros."""
-
-    def bound(self, args: tuple[Any, ...], expected: Tensor) -> Tensor:
-        bound = super().bound(args, expected)
-        x, codes = args[:2]
-        if x.dtype == torch.bfloat16 and x.shape[0] > 3 * min(x.shape[0], codes.shape[0]):
-            bound = bound + 2.0**-7 * self.magnitude(args)
-        return bound
-
-
 @pytest.mark.gpu
-class TestInt4(Shapes, Int4, Rounded):
+class TestInt4(Shapes, Int4, RoundedWeights, OnGpu):
     pass
 
 
 @pytest.mark.gpu
-class TestInt8(Shapes, Int8, Rounded):
+class TestInt8(Shapes, Int8, RoundedWeights, OnGpu):
     def weight(self, index: int, E: int, N: int, K: int, g: int, rng: Any) -> tuple[Any, ...]:
         return super().weight(index, E, N, K, K if index % 2 else g, rng)
 
 
 @pytest.mark.gpu
-class TestFloat8(Shapes, Float8, Rounded):
+class TestFloat8(Shapes, Float8, RoundedWeights, OnGpu):
     least = 8  # others are float8_e5m2
 
 

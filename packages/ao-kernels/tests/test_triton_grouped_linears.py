@@ -18,6 +18,7 @@ from grouped_contract import (
     Int8,
     Int8Dynamic,
     Intx,
+    RoundedWeights,
 )
 from torch import Tensor
 from triton_compilation import ARCHITECTURES, compiled_launches
@@ -90,7 +91,7 @@ class GroupedOnGpu(Grouped, OnGpu):
 
 
 @pytest.mark.gpu
-class TestInt4OnGpu(Int4, GroupedOnGpu):
+class TestInt4OnGpu(Int4, RoundedWeights, GroupedOnGpu):
     device = "cuda"
 
 
@@ -100,7 +101,7 @@ class TestIntxOnGpu(Intx, GroupedOnGpu):
 
 
 @pytest.mark.gpu
-class TestInt8OnGpu(Int8, GroupedOnGpu):
+class TestInt8OnGpu(Int8, RoundedWeights, GroupedOnGpu):
     device = "cuda"
 
 
@@ -110,7 +111,7 @@ class TestInt8DynamicOnGpu(Int8Dynamic, GroupedOnGpu):
 
 
 @pytest.mark.gpu
-class TestFloat8OnGpu(Float8, GroupedOnGpu):
+class TestFloat8OnGpu(Float8, RoundedWeights, GroupedOnGpu):
     device = "cuda"
 
 

@@ -66,10 +66,27 @@ def test_casts_compile(
         assert not any(word in launch.ptx for word in ("ftz", "approx", "div.full"))
         if architecture == 90:
             assert not launch.stack_pointers_as_data()
+            assert not launch.registers_never_set()
         if "tiles" in launch.name or launch.name == "_quantize_places":
             assert "st.global.v4.b32" in launch.ptx, "codes are not stored in wide pieces"
     converting = [launch for launch in launches if "cvt.rn.satfinite.e" in launch.ptx]
     assert bool(converting) == (architecture >= 89)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3)], ids=str)
+def test_one_column_is_converted_like_many(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.zeros(shape).bfloat16()
+    for op, calls in (
+        ("quantize_rowwise_both", [(x, E4M3, False, "both")]),
+        ("quantize_tensorwise_both", [(x.float(), E4M3, None, False, "both")]),
+        ("quantize_block_both", [(x, E4M3, 1, 128, False, "both")]),
+        ("quantize_mx", [(x, E4M3, "both")]),
+    ):
+        for launch in compiled_launches(op, calls, 90, monkeypatch):
+            assert not launch.registers_never_set(), op
 
 
 def products() -> Iterator[tuple[str, list[tuple[Any, ...]], set[str]]]:

@@ -64,6 +64,29 @@ class Launch:
         data = re.compile(r"\b(LOP3|PRMT|F2FP|SHF|SEL|FMUL|FFMA)\b.*[ ,]R1(\.\w+)?[ ,;]")
         return [line for line in get_sass(self.cubin).splitlines() if data.search(line)]
 
+    def registers_never_set(self) -> list[str]:
+        """Conversions to float8 that keep half of a register which no instruction before them
+        wrote: the same ptxas leaves out one of several conversions that it knows to be equal."""
+        from triton.tools.disasm import get_sass
+
+        instruction = re.compile(r"\b([A-Z][A-Z0-9]*(?:\.[A-Z0-9_]+)*)\s+([^;]*);")
+        written: set[int] = set()
+        found = []
+        for line in get_sass(self.cubin).splitlines():
+            match = instruction.search(line)
+            if not match:
+                continue
+            name, operands = match[1], [operand.strip() for operand in match[2].split(",")]
+            kept = re.match(r"R(\d+)\b", operands[-1])
+            if name.startswith("F2FP") and kept and int(kept[1]) not in written:
+                found.append(line)
+            # The first operand that is no predicate is written: by stores, too, which does no harm.
+            target = next((o for o in operands if not re.fullmatch(r"U?P[T\d]", o)), "")
+            if first := re.fullmatch(r"R(\d+)", target):
+                wide = 4 if ".128" in name else 2 if ".64" in name or "WIDE" in name else 1
+                written.update(range(int(first[1]), int(first[1]) + wide))
+        return found
+
 
 class _Recorder:
     """Stands for a jitted kernel: notes what it would be launched with."""

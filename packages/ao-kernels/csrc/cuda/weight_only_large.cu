@@ -1,6 +1,5 @@
 // Host side of weight_only_large.cuh.
 #include <climits>
-#include <cstdlib>
 
 #include "cuda/tensor_map.h"
 #include "cuda/weight_only_large_launch.cuh"
@@ -91,28 +90,7 @@ const char* device_refusal(const Device& device) {
   return has_tensor_maps() ? "" : "the driver cannot describe tensors to the copy engine";
 }
 
-namespace {
-
-// What a sweep and `nox -s tune` have compared with the reference on an H200 since the tiles were written anew (docs/decisions/0018). The rest
-// has run nowhere yet and is taken only where AO_KERNELS_UNVERIFIED=1 asks for it; cuda/weight.py says the same.
-bool was_verified(const LinearArgs& a) {
-  if (a.K % kStageK || a.bits == kE5m2) return false;
-  if (a.bits == 4) return !a.zero && a.group_size < a.K && a.group_size % kStageK == 0;
-  return a.group_size >= a.K;
-}
-
-bool unverified_too() {
-  static const bool asked = [] {
-    const char* value = std::getenv("AO_KERNELS_UNVERIFIED");
-    return value && value[0] == '1' && !value[1];
-  }();
-  return asked;
-}
-
-}  // namespace
-
 bool takes(const LinearArgs& a, const Device& device) {
-  if (!unverified_too() && !was_verified(a)) return false;
   const bool one_group = a.group_size >= a.K;
   if (a.bits > 0 && a.bits != 4) return false;
   if (*device_refusal(device) || a.x_dtype != DType::bf16 || a.M >= library_tokens(a.bits) || a.K % 32) return false;

@@ -5,32 +5,24 @@ why there are none ("" when there are).
 """
 
 import importlib.util
-import os
 
-KERNELS: tuple[str, ...] = (
+KERNELS = (
+    "adam_step",
+    "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
+    "float8_grouped_linear",
     "float8_linear",
     "float8_static_linear",
+    "int4_grouped_linear",
     "int4_linear",
+    "int8_dynamic_grouped_linear",
     "int8_dynamic_linear",
+    "int8_grouped_linear",
     "int8_linear",
     "int8_static_linear",
     "intx_linear",
-)
-# Fast, but their gpu tests have not passed on a GPU yet (docs/decisions/0019 and 0025); until then
-# Triton's kernels stand in. AO_KERNELS_UNVERIFIED=1 puts them on offer, as `nox -s gpu` does.
-UNVERIFIED = (
-    "adam_step",
-    "float8_dynamic_grouped_linear",
-    "float8_grouped_linear",
-    "int4_grouped_linear",
-    "int8_dynamic_grouped_linear",
-    "int8_grouped_linear",
     "lion_step",
 )
-unverified_too = os.environ.get("AO_KERNELS_UNVERIFIED") == "1"
-if unverified_too:
-    KERNELS += UNVERIFIED
 
 if importlib.util.find_spec("ao_kernels._cuda") is None:
     unavailable = (
@@ -47,4 +39,4 @@ else:
     else:
         unavailable = ""
 
-__all__ = ["KERNELS", "UNVERIFIED", "unavailable", "unverified_too"]
+__all__ = ["KERNELS", "unavailable"]

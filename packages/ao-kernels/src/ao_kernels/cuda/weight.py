@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ao_kernels import _cuda
-from ao_kernels.cuda import unverified_too
 
 _X_DTYPES = (torch.bfloat16, torch.float16)
 _BIAS_DTYPES = (torch.float32, *_X_DTYPES)
@@ -72,12 +71,6 @@ def many_tokens_refusal(
         return f"x has {M} tokens; from {most} on, dequantizing once is faster"
     if K % 32:
         return f"x has {K} input features; the CUDA kernels take multiples of 32"
-    if not unverified_too and not _verified(codes, zero, group_size, K):
-        return (
-            "with more than 16 tokens only what was compared with the reference on a GPU is taken: "
-            "int4 in groups of 128 * n without zeros, int8 and float8 e4m3 with a scale a row, and "
-            "multiples of 128 input features; see AO_KERNELS_UNVERIFIED in docs/decisions/0018"
-        )
     if group_size >= K:
         return "zeros go with groups here, not with rows" if zero is not None else None
     if group_size % 128:
@@ -89,15 +82,6 @@ def many_tokens_refusal(
     if scale.dtype != wanted:
         return f"scale has dtype {scale.dtype}; with more than 16 tokens it is {wanted}"
     return None
-
-
-def _verified(codes: Tensor, zero: Tensor | None, group_size: int, K: int) -> bool:
-    """was_verified of weight_only_large.cu."""
-    if K % 128 or codes.dtype == torch.float8_e5m2:
-        return False
-    if codes.dtype == torch.uint8:
-        return zero is None and group_size < K and group_size % 128 == 0
-    return group_size >= K
 
 
 def common_refusal(

@@ -15,7 +15,7 @@ from ao_core.mx import EMAX, MX_BLOCK
 from ao_kernels.ops.directions import padded
 from ao_kernels.ops.quantize_mx import quantize_mx
 from ao_kernels.triton import codes, launch, tiles
-from ao_kernels.triton.directions import TILE, Plan, ready, store_rows, store_words
+from ao_kernels.triton.directions import TILE, Plan, extent, ready, store_rows, store_words
 from ao_kernels.triton.peaks import values_of
 
 _WARPS = 8
@@ -71,7 +71,7 @@ def _column_inverse(v0, v1, v2, v3, scale_t, k, tile_m, columns, groups_t, EMAX:
     return tl.reshape(spread, (PIECE, COLUMNS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K"])
 def _quantize_mx_tiles(
     x,
     codes_MK,
@@ -94,9 +94,11 @@ def _quantize_mx_tiles(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     EVEN: tl.constexpr,
+    DIVIDES: tl.constexpr,
     COMPILED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    K = extent(K, DIVIDES)
     tile, matrix = tl.program_id(0), tl.program_id(1).to(tl.int64)
     tile_m, tile_k = tile // tiles_k, tile % tiles_k
     x += matrix * x_matrix
@@ -173,6 +175,7 @@ def _plan(x: Tensor, dtype: torch.dtype, outputs: str) -> Plan:
         "ROWS": outputs != "columns",
         "COLUMNS": outputs != "rows",
         "EVEN": M % TILE == 0 and K % TILE == 0,
+        "DIVIDES": K % 16 == 0,
         "COMPILED": not tiles.INTERPRETED,
         "BLOCK": TILE,
     }
