@@ -24,8 +24,10 @@ from ao_quant import (
     Int8DynamicActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
+    PerBlock,
     PerGroup,
     PerRow,
+    PerTensor,
     quantize_,
 )
 
@@ -37,6 +39,10 @@ FORMATS: dict[str, Any] = {
     "int8 dynamic": Int8DynamicActivationInt8WeightConfig(),
     "float8 weight-only": Float8WeightOnlyConfig(),
     "float8 dynamic": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+    "float8 dynamic, tensor": Float8DynamicActivationFloat8WeightConfig(granularity=PerTensor()),
+    "float8 dynamic, blocks": Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerBlock((128, 128))
+    ),
     "float8 x int4": Float8DynamicActivationInt4WeightConfig(),
 }
 
@@ -85,6 +91,8 @@ def torchao() -> list[Side]:
             group_size=128, int4_packing_format="tile_packed_to_4d"
         ),
         "int8 weight-only": theirs.Int8WeightOnlyConfig(),
+        "int8 dynamic": theirs.Int8DynamicActivationInt8WeightConfig(),
+        "float8 weight-only": theirs.Float8WeightOnlyConfig(),
         "float8 dynamic": theirs.Float8DynamicActivationFloat8WeightConfig(
             granularity=theirs.PerRow()
         ),

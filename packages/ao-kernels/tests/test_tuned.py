@@ -305,13 +305,18 @@ def test_what_a_table_chose_is_called_directly(linear: Op, monkeypatch: pytest.M
         told.append(most)
         return NotImplemented if most else cuda.run(*args)
 
-    kernels = [dataclasses.replace(cuda, direct=direct), *linear.kernels[1:]]
+    asked: list[int] = []  # a kernel that looks for a plan of the call
+    planned = dataclasses.replace(
+        linear.kernels[1], direct=lambda most, *args: asked.append(most) or NotImplemented
+    )
+    kernels = [dataclasses.replace(cuda, direct=direct), planned, *linear.kernels[2:]]
     monkeypatch.setattr(linear, "kernels", kernels)
     linear._choose_direct()
     far = call(64, N=64)  # from all that was measured: goes to the first that supports it
     assert linear(*far).dtype == torch.float16 and 0 not in told
     told.clear()
-    assert linear(*far).dtype == torch.float16 and told == [32, 0]
+    asked.clear()
+    assert linear(*far).dtype == torch.float16 and told == [32, 0] and not asked
     assert linear(*call(64)).dtype == torch.float64  # another shape
     assert linear._chosen.direct(0, far[0], None, None) is NotImplemented  # for the check to word
     before = force("triton")

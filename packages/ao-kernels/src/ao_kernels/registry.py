@@ -371,17 +371,20 @@ class Op:
         """Recomputes the direct entries after a kernel was added or forced."""
         self._most_tokens = _ASK if _forced is None else 0
         self._chosen.forget()
-        entries: dict[str, list[Callable[..., Any]]] = {}
-        for kernel in self.kernels:
-            if kernel.direct is not None and _forced in (None, kernel.backend):
-                for device in kernel.devices:
-                    entries.setdefault(device, []).append(kernel.direct)
-        if _forced is None:
-            for device in {d for kernel in self.kernels if kernel.few for d in kernel.devices}:
-                entries.setdefault(device, []).append(self._chosen.direct)
-        self._entries = {device: tuple(each) for device, each in entries.items()}
+        usable = [k for k in self.kernels if k.direct and _forced in (None, k.backend)]
+        self._entries = {
+            device: self._entries_of([k for k in usable if device in k.devices])
+            for device in {device for kernel in usable for device in kernel.devices}
+        }
         self._on_cpu = self._entries.get("cpu", ())
         self._on_cuda = self._entries.get("cuda", ())
+
+    def _entries_of(self, kernels: list[Kernel]) -> tuple[Callable[..., Any], ...]:
+        """The direct entries of kernels of one device. What tables chose comes before the kernels
+        that look for a plan of the call, which takes 2 us where there is none."""
+        few = [kernel.direct for kernel in kernels if kernel.few and kernel.direct]
+        others = [kernel.direct for kernel in kernels if not kernel.few and kernel.direct]
+        return (*few, *([self._chosen.direct] if few and _forced is None else []), *others)
 
 
 _UNAVAILABLE: dict[str, str] = {}
