@@ -25,7 +25,7 @@ import torch
 from triton_interpreter import replace_language_once
 
 _REPORTS = "AO_TEST_REPORTS"  # set in a child: the file for its reports
-_TIMEOUT = 1800  # seconds; each takes about 250 of one core of a Xeon (Emerald Rapids)
+_TIMEOUT = 1800  # seconds; each takes about 300 of one core of a Xeon (Emerald Rapids)
 _CHILDREN = {"triton": {}, "interpreted": {"TRITON_INTERPRET": "1"}}  # by mark: environments
 
 
