@@ -25,8 +25,9 @@ import torch
 from triton_interpreter import replace_language_once
 
 _REPORTS = "AO_TEST_REPORTS"  # set in a child: the file for its reports
-_TIMEOUT = 1800  # seconds; each takes about 250 of one core of a Xeon (Emerald Rapids)
-_CHILDREN = {"triton": {}, "interpreted": {"TRITON_INTERPRET": "1"}}  # by mark: environments
+_TIMEOUT = 1800  # seconds; each takes about 300 of one core of a Xeon (Emerald Rapids)
+_ALONE = {"OMP_NUM_THREADS": "1"}  # threads would wait for each other on two cores
+_CHILDREN = {"triton": _ALONE, "interpreted": {**_ALONE, "TRITON_INTERPRET": "1"}}  # by mark
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _child_of(item: pytest.Item) -> str | None:
     """The mark whose child runs a test, or None if it runs here."""
     inside = _REPORTS in os.environ or os.environ.get("TRITON_INTERPRET") == "1"
-    if inside or item.get_closest_marker("skip"):
+    if inside or item.get_closest_marker("skip") or item.get_closest_marker("gpu"):
         return None
     return next((mark for mark in _CHILDREN if item.get_closest_marker(mark)), None)
 

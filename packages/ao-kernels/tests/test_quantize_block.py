@@ -54,7 +54,7 @@ class TestOp(Block, Bits, RestOfTorch):
 
 @pytest.mark.interpreted
 class TestInterpreted(Block, InterpretedBits):
-    blocks = ((1, 128), (16, 16))
+    blocks = ((1, 128), (16, 32))
     test_every_16_bit_value = None  # rounds as rows are rounded, whose test has them
     test_values_beside_every_rounding_boundary = None
 
