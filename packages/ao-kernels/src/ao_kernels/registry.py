@@ -39,7 +39,7 @@ from torch.compiler import is_dynamo_compiling
 
 from ao_kernels import choice
 from ao_kernels.choice import Choice
-from ao_kernels.kernel import Chosen, Kernel
+from ao_kernels.kernel import Chosen, Kernel, entries
 
 _BACKENDS = ("reference", "cpu", "cuda", "triton")
 _ACCELERATORS = ("cuda", "xpu")
@@ -371,20 +371,10 @@ class Op:
         """Recomputes the direct entries after a kernel was added or forced."""
         self._most_tokens = _ASK if _forced is None else 0
         self._chosen.forget()
-        usable = [k for k in self.kernels if k.direct and _forced in (None, k.backend)]
-        self._entries = {
-            device: self._entries_of([k for k in usable if device in k.devices])
-            for device in {device for kernel in usable for device in kernel.devices}
-        }
+        usable = [k for k in self.kernels if _forced in (None, k.backend)]
+        self._entries = entries(usable, self._chosen.direct if _forced is None else None)
         self._on_cpu = self._entries.get("cpu", ())
         self._on_cuda = self._entries.get("cuda", ())
-
-    def _entries_of(self, kernels: list[Kernel]) -> tuple[Callable[..., Any], ...]:
-        """The direct entries of kernels of one device. What tables chose comes before the kernels
-        that look for a plan of the call, which takes 2 us where there is none."""
-        few = [kernel.direct for kernel in kernels if kernel.few and kernel.direct]
-        others = [kernel.direct for kernel in kernels if not kernel.few and kernel.direct]
-        return (*few, *([self._chosen.direct] if few and _forced is None else []), *others)
 
 
 _UNAVAILABLE: dict[str, str] = {}
