@@ -108,4 +108,4 @@ def test_compiles_for(architecture: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {launch.name for launch in launches} == names
     for launch in launches:
         assert launch.shared_bytes <= 1 << 10, "elements go through shared memory"
-        assert not any(word in launch.ptx for word in ("ftz", "approx", "div.full"))
+        assert not launch.inexact_arithmetic()

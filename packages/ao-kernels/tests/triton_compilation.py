@@ -56,6 +56,17 @@ class Launch:
     shared_bytes: int
     cubin: bytes
 
+    def inexact_arithmetic(self) -> list[str]:
+        """Instructions that are not IEEE ones, but reciprocals: those are of numbers that are not
+        subnormal, nor is what they give, and an approximate one is rounded by two fused operations.
+        """
+        known = ("rcp.rn.ftz.f32", "rcp.approx.ftz.f32")
+        lines = [
+            line.strip() for line in self.ptx.splitlines() if not line.lstrip().startswith("//")
+        ]
+        odd = [line for line in lines if re.search(r"\.ftz|\.approx|div\.full", line)]
+        return [line for line in odd if not line.startswith(known)]
+
     def stack_pointers_as_data(self) -> list[str]:
         """Instructions that take bits of R1, the stack pointer, for data: ptxas (of triton 3.6, for
         sm_90) put it where it had lost a value."""

@@ -40,7 +40,7 @@ class Tile(NamedTuple):
 _TILES = {
     TENSOR: Tile(TILE, 64, 4),
     VECTORS: Tile(TILE, 64, 4),
-    ROW_BLOCKS: Tile(TILE, TILE, 16),
+    ROW_BLOCKS: Tile(TILE, TILE, 8),
     SQUARE_BLOCKS: Tile(TILE, TILE, 8),
 }
 
@@ -245,11 +245,16 @@ def _quantize_tiles(
         if KIND == _TENSOR and tile == 0:
             tl.store(scale, step)
         s0, s1, s2, s3 = step, step, step, step
+        i0, i1, i2, i3 = None, None, None, None
     elif ROWS and KIND == _ROW_BLOCKS:
         s0 = _row_step(v0, scale, m, tile_k, rows, HIGH, POWER, FUSED)
         s1 = _row_step(v1, scale, m + 1, tile_k, rows, HIGH, POWER, FUSED)
         s2 = _row_step(v2, scale, m + 2, tile_k, rows, HIGH, POWER, FUSED)
         s3 = _row_step(v3, scale, m + 3, tile_k, rows, HIGH, POWER, FUSED)
+        i0 = codes.inverse_of(s0, MANTISSA, POWER, FUSED)
+        i1 = codes.inverse_of(s1, MANTISSA, POWER, FUSED)
+        i2 = codes.inverse_of(s2, MANTISSA, POWER, FUSED)
+        i3 = codes.inverse_of(s3, MANTISSA, POWER, FUSED)
 
     if ROWS and KIND == _VECTORS:
         c0 = _known_codes(v0, scale, inverse, m, rows, POWER, MANTISSA, BIAS, FUSED, NATIVE, SHORT)
@@ -263,10 +268,10 @@ def _quantize_tiles(
             v3, scale, inverse, m + 3, rows, POWER, MANTISSA, BIAS, FUSED, NATIVE, SHORT
         )
     elif ROWS or SHARED:
-        c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
-        c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
-        c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
-        c3 = codes.codes_of(v3, s3, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
+        c0 = codes.codes_of(v0, s0, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, i0, POWER)
+        c1 = codes.codes_of(v1, s1, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, i1, POWER)
+        c2 = codes.codes_of(v2, s2, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, i2, POWER)
+        c3 = codes.codes_of(v3, s3, GIVEN, MANTISSA, BIAS, FUSED, NATIVE, SHORT, i3, POWER)
     if ROWS:
         store_rows(codes_MK, c0, m, k, rows, columns, EVEN)
         store_rows(codes_MK, c1, m + 1, k, rows, columns, EVEN)

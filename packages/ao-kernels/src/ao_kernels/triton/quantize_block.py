@@ -65,11 +65,11 @@ def _quantize_blocks(
     value = codes.widened(loaded)
     peak = tl.max(codes.magnitude(value), 1)
     if ROWS:
-        step = codes.scale_of(peak, HIGH, POWER, FUSED)
+        step = codes.scale_of(peak, HIGH, POWER, FUSED and MANTISSA != 0)
         tl.store(scale + m * groups + group, step, mask=there)
         step = step[:, None]
     else:
-        step = codes.scale_of(tl.max(peak, 0), HIGH, POWER, FUSED)
+        step = codes.scale_of(tl.max(peak, 0), HIGH, POWER, FUSED and MANTISSA != 0)
         tl.store(scale + tile, step)
     found = codes.codes_of(value, step, False, MANTISSA, BIAS, FUSED, NATIVE, SHORT, None, POWER)
     to = codes_MP + m[:, None] * padded + k[None, :]

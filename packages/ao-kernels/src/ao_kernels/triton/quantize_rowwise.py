@@ -45,7 +45,7 @@ def _quantize_long_rows(
     for start in range(0, K, BLOCK):
         loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)
         peaks = tl.maximum(peaks, codes.magnitude(codes.widened(loaded)))
-    step = codes.scale_of(tl.max(peaks, 0), HIGH, POWER, FUSED)
+    step = codes.scale_of(tl.max(peaks, 0), HIGH, POWER, FUSED and MANTISSA != 0)
     tl.store(scale + m, step)
     for start in range(0, padded, BLOCK):
         loaded = tl.load(row + start + k, mask=start + k < K, other=0.0)

@@ -69,7 +69,10 @@ def _quantize(
     else:
         part = tl.arange(0, PEAKS)
         step = codes.scale_of(
-            tl.max(tl.load(peaks + part, mask=part < n_peaks, other=0), 0), HIGH, False, FUSED
+            tl.max(tl.load(peaks + part, mask=part < n_peaks, other=0), 0),
+            HIGH,
+            False,
+            FUSED and MANTISSA != 0,
         )
     value = codes.widened(loaded)
     if KEEPS_INF:
