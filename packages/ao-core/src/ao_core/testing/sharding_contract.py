@@ -12,6 +12,7 @@ NCCL with two GPUs.
 spawned.
 """
 
+import faulthandler
 import os
 import sys
 import tempfile
@@ -55,6 +56,7 @@ def _worker(
     args: tuple[Any, ...],
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    faulthandler.enable()  # a crash in a library says where
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank)
