@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--evaluations", type=int, default=16, help="batches of held out text")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--text", nargs="*", default=[], help="files, instead of Python's sources")
