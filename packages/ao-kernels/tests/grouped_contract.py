@@ -140,15 +140,29 @@ def refused_alike(op: Any, args: tuple[Any, ...]) -> None:
             op(*call)
 
 
-class RoundedWeights:
-    """On a GPU, where kernels in CUDA are among those that take calls: with many rows an expert,
-    they round weights to bfloat16, once, or twice with zeros."""
+class RoundedInCuda:
+    """For Triton's kernels on a GPU, where those in CUDA take the same calls: with many rows an
+    expert, these round weights to bfloat16, once, or twice with zeros."""
 
-    def bound(self, args: tuple[Any, ...], expected: Tensor) -> Tensor:
-        bound = super().bound(args, expected)
+    magnitude: Any
+
+    def kernel_bound(self, label: str, args: tuple[Any, ...], bound: Tensor) -> Tensor:
+        return bound + self.rounding(args) if label.strip() == "cuda" else bound
+
+    def rounding(self, args: tuple[Any, ...]) -> Tensor | float:
         x, codes = args[:2]
         if x.dtype == torch.bfloat16 and x.shape[0] > 3 * min(x.shape[0], codes.shape[0]):
-            bound = bound + 2.0**-7 * self.magnitude(args)
+            return 2.0**-7 * self.magnitude(args)
+        return 0.0
+
+
+class RoundedWeights(RoundedInCuda):
+    """Where any call may go to the kernels in CUDA."""
+
+    def bound(self, args: tuple[Any, ...], expected: Tensor) -> Tensor:
+        return super().bound(args, expected) + self.rounding(args)
+
+    def kernel_bound(self, label: str, args: tuple[Any, ...], bound: Tensor) -> Tensor:
         return bound
 
 

@@ -18,7 +18,7 @@ from grouped_contract import (
     Int8,
     Int8Dynamic,
     Intx,
-    RoundedWeights,
+    RoundedInCuda,
 )
 from torch import Tensor
 from triton_compilation import ARCHITECTURES, compiled_launches
@@ -100,7 +100,7 @@ class GroupedOnGpu(Grouped, OnGpu):
 
 
 @pytest.mark.gpu
-class TestInt4OnGpu(Int4, RoundedWeights, GroupedOnGpu):
+class TestInt4OnGpu(Int4, RoundedInCuda, GroupedOnGpu):
     device = "cuda"
 
 
@@ -110,7 +110,7 @@ class TestIntxOnGpu(Intx, GroupedOnGpu):
 
 
 @pytest.mark.gpu
-class TestInt8OnGpu(Int8, RoundedWeights, GroupedOnGpu):
+class TestInt8OnGpu(Int8, RoundedInCuda, GroupedOnGpu):
     device = "cuda"
 
 
@@ -120,7 +120,7 @@ class TestInt8DynamicOnGpu(Int8Dynamic, GroupedOnGpu):
 
 
 @pytest.mark.gpu
-class TestFloat8OnGpu(Float8, RoundedWeights, GroupedOnGpu):
+class TestFloat8OnGpu(Float8, RoundedInCuda, GroupedOnGpu):
     device = "cuda"
 
 
