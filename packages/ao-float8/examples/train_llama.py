@@ -193,8 +193,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
             f" {exact['ms'] / run['ms']:.2f} x {exact['recipe']}",
             flush=True,
         )
-    if args.out:
-        Path(args.out).write_text(json.dumps(runs))
+        if args.out:
+            Path(args.out).write_text(json.dumps(runs))
     return runs
 
 
