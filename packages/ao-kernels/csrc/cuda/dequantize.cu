@@ -45,7 +45,7 @@ __device__ inline void store_eight(__half* to, const float (&v)[8]) {
 template <int BITS>
 constexpr int kEightBytes = BITS > 0 ? BITS : 8;
 
-// `bytes` bytes of eight codes. WHOLE: p is a multiple of kEightBytes, and there are as many.
+// `bytes` bytes of eight codes. WHOLE: there are kEightBytes, and p is a multiple of them where they are 4 or 8.
 template <int BITS, bool WHOLE>
 __device__ inline uint64_t load_eight(const uint8_t* p, int bytes) {
   constexpr int kBytes = kEightBytes<BITS>;
@@ -157,7 +157,8 @@ cudaError_t launch(const LinearArgs& a, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>((eights + block.x - 1) / block.x), static_cast<unsigned>(rows < 65535 ? rows : 65535));
     dequantize_eights<BITS, whole(), decltype(scale), decltype(out)><<<grid, block, 0, stream>>>(part, first_n);
   };
-  const bool whole = a.K % 8 == 0 && reinterpret_cast<uintptr_t>(a.codes) % kEightBytes<BITS> == 0;
+  constexpr int kLoad = kEightBytes<BITS> % 4 == 0 ? kEightBytes<BITS> : 1;  // bytes that are loaded at once
+  const bool whole = a.K % 8 == 0 && reinterpret_cast<uintptr_t>(a.codes) % kLoad == 0;
   const int64_t whole_rows = whole ? a.N / kRowsAtOnce * kRowsAtOnce : 0;
   const auto start = [&](auto scale, auto out) {
     start_at(std::true_type{}, scale, out, 0, whole_rows);
