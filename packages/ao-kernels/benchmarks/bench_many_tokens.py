@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--formats", default="int4,int8,float8")
     parser.add_argument("--slices", default="8,16,24,32,48", help="MiB")
     parser.add_argument("--beside", default="16,24", help="MiB, with a stream beside the product")
-    parser.add_argument("--rounds", type=int, default=5, help="of a case, at least")
+    parser.add_argument("--rounds", type=int, default=9, help="of a case, at least")
     options = parser.parse_args()
     begin, report = time.perf_counter(), Report("many_tokens", options.out)
     results: dict[str, dict[str, Times]] = {}

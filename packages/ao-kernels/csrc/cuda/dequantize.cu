@@ -45,12 +45,13 @@ __device__ inline void store_eight(__half* to, const float (&v)[8]) {
 template <int BITS>
 constexpr int kEightBytes = BITS > 0 ? BITS : 8;
 
-// `bytes` bytes of eight codes. WHOLE: there are kEightBytes, and p is a multiple of them where they are 4 or 8.
+// `bytes` bytes of eight codes. WHOLE: there are kEightBytes, and p is a multiple of them where they are 4 or 8. They are read once:
+// they are the first to leave the L2 cache, where weights should stay.
 template <int BITS, bool WHOLE>
 __device__ inline uint64_t load_eight(const uint8_t* p, int bytes) {
   constexpr int kBytes = kEightBytes<BITS>;
-  if constexpr (WHOLE && kBytes == 4) return *reinterpret_cast<const uint32_t*>(p);
-  if constexpr (WHOLE && kBytes == 8) return *reinterpret_cast<const uint64_t*>(p);
+  if constexpr (WHOLE && kBytes == 4) return __ldcs(reinterpret_cast<const unsigned int*>(p));
+  if constexpr (WHOLE && kBytes == 8) return __ldcs(reinterpret_cast<const unsigned long long*>(p));
   uint64_t word = 0;
 #pragma unroll
   for (int i = 0; i < kBytes; ++i)
