@@ -58,19 +58,22 @@ class TestBoundaries:
         ends = slices.boundaries(2048, 8192, 2 * 4096, multiprocessors=128, most_bytes=20 * MIB)
         assert ends == (0, 2048, 4096, 6144, 8192)
 
-    def test_refusals(self) -> None:
+    def test_refusals(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(slices, "_multiprocessors", lambda device: 132)
         codes = torch.empty(14336, 2048, dtype=torch.uint8, device="meta")
         x = torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta")
         assert slices.refusal(x, codes, None) is None
-        assert slices.refusal(x[:1024], codes, None) is None
-        assert "1023 tokens; weights of 4096 features are sliced from 1024 on" in str(
-            slices.refusal(x[:1023], codes, None)
+        assert slices.refusal(x.view(2, 2048, 4096), codes, None) is None
+        assert slices.refusal(x[:2048], codes, None) is None
+        assert slices.refusal(x[:1024], codes, None) == (
+            "1024 tokens of slices are 4 waves of tiles, those of the whole 3.4"
         )
+        assert "512 on" in str(slices.refusal(x[:511], codes, None))
         assert "bias" in str(slices.refusal(x, codes, torch.empty(14336)))
         assert "no more than 33554432 bytes" in str(slices.refusal(x, codes[:4096], None))
-        narrow = torch.empty(511, 8, dtype=torch.bfloat16, device="meta")
-        huge = torch.empty(10**7, 4, dtype=torch.uint8, device="meta")
-        assert "sliced from 512 on" in str(slices.refusal(narrow, huge, None))
+        long = torch.empty(4096, 14336, dtype=torch.bfloat16, device="meta")
+        assert slices.refusal(long, codes[:4096], None) is None
+        assert "4 waves" in str(slices.refusal(long[:2048], codes[:4096], None))
 
     def test_zero_bytes_turn_slices_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(slices, "SLICE_BYTES", 0)

@@ -26,7 +26,7 @@ __all__ = ["SIDE_STREAM", "SLICE_BYTES", "boundaries", "linear", "refusal"]
 
 SLICE_BYTES = 32 << 20  # of the dequantized slice, at most; 0: no call is sliced
 SIDE_STREAM = False  # whether a slice is dequantized while the one before it is multiplied
-_LEAST_RESULTS = 128 * 128 * 256  # of a slice: 128 tiles, or else multiprocessors are idle
+_MOST_WAVES = 1.06  # of tiles, over those that were all full: a whole weight has no more slack
 _LEAST_TOKENS = 512  # few tokens are multiplied in float32, which ``dequantized`` alone does
 _TILES = ((128, 256), (256, 128))  # output features by tokens: what libraries take on Hopper
 _STEP = 128  # output features: the smaller side of a tile
@@ -40,9 +40,15 @@ def refusal(x: Tensor, codes: Tensor, bias: Tensor | None) -> str | None:
         return "the library adds a bias only to all output features at once"
     if not SLICE_BYTES or N * K * x.dtype.itemsize <= SLICE_BYTES:
         return f"the dequantized weight takes no more than {SLICE_BYTES} bytes"
-    least = max(-(-_LEAST_RESULTS * K * x.dtype.itemsize // SLICE_BYTES), _LEAST_TOKENS)
-    if x.numel() < least * K:
-        return f"x has {x.numel() // K} tokens; weights of {K} features are sliced from {least} on"
+    M = x.numel() // K
+    if M < _LEAST_TOKENS:
+        return f"x has {M} tokens; weights are sliced from {_LEAST_TOKENS} on"
+    row_bytes, n = K * x.dtype.itemsize, _multiprocessors(x.device)
+    ends = boundaries(M, N, row_bytes, multiprocessors=n, most_bytes=SLICE_BYTES)
+    waves = sum(_waves(M, end - begin, n) for begin, end in pairwise(ends))
+    full = N * M / (_TILES[0][0] * _TILES[0][1] * n)
+    if waves > full * _MOST_WAVES:
+        return f"{M} tokens of slices are {waves} waves of tiles, those of the whole {full:.1f}"
     return None
 
 
@@ -197,6 +203,7 @@ def _beside(x_MK: Tensor, weight: _Weight, parts: list[tuple[int, int]], y_MN: T
     main.wait_stream(side)
 
 
+@functools.cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
