@@ -10,7 +10,7 @@ from torch import Tensor
 from ao_kernels import cuda, force
 
 # (M, N, K, group_size) with which weight_only_large takes each of its tiles on a GPU of 132
-# multiprocessors, with K split and not.
+# multiprocessors, with K split and not; the last with a grid for the last wave.
 TILES = [
     (20, 1024, 2048, 128),
     (20, 6144, 2048, 2048),
@@ -25,6 +25,11 @@ TILES = [
     (256, 14336, 512, 512),
     (256, 14336, 512, 128),
     (500, 4096, 2048, 128),
+    (384, 14336, 4096, 4096),
+    (768, 6144, 4096, 4096),
+    (768, 6144, 4096, 128),
+    (1023, 14402, 2048, 128),
+    (1500, 4099, 4128, 4128),
 ]
 
 
@@ -117,6 +122,21 @@ class CudaLinear(WeightOnlyOnGpu):
         args = on_gpu(self.call(*shape, torch.bfloat16))
         self._match(args)
         assert torch.equal(self.op(*args), self.op(*args))
+
+    def test_two_grids_in_graphs(self) -> None:
+        """The second does not wait for the first where it reads codes: twice, and on new data."""
+        x, *others = on_gpu(self.call(768, 6144, 4096, 4096, torch.bfloat16))
+        self.op(x, *others)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = [self.op(x, *others) for _ in range(2)]
+        for _ in range(3):
+            x.copy_(torch.randn_like(x))
+            for y in results:
+                y.fill_(float("nan"))
+            graph.replay()
+            expected = self.op(x, *others)
+            assert all(torch.equal(y, expected) for y in results)
 
     def test_rows_do_not_depend_on_their_batch(self) -> None:
         """Every token of one launch shape has the same bits wherever it stands."""

@@ -97,7 +97,7 @@ class LargeConsumer {
 // The sums of a tile, each CTA of the cluster a share of them.
 template <class Tile>
 __device__ void add_parts(const LargeArgs& a, uint32_t parts, int rank, int tiles_m) {
-  const int tile = blockIdx.x / a.split, m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
+  const int tile = blockIdx.x / a.split, m0 = tile % tiles_m * Tile::BM, n0 = a.first_n + tile / tiles_m * Tile::BN;
   constexpr int kFours = Tile::BN / 4, kAdders = Tile::kConsumerThreads;
   for (int i = rank * kAdders + threadIdx.x; i < Tile::BM * kFours; i += a.split * kAdders) {
     const int token = i / kFours, n = n0 + i % kFours * 4, m = m0 + token;
@@ -130,7 +130,7 @@ template <class Tile>
 struct Loader {
   const CUtensorMap *x_map, *codes_map;
   uint32_t ring, full, empty;
-  int tiles_m, n_tiles, tile_step, first, last;
+  int first_n, tiles_m, n_tiles, tile_step, first, last;
   int tile, block;  // to be loaded next
   int stage = 0, phase = 1;
 
@@ -139,7 +139,7 @@ struct Loader {
   __device__ void codes() {
     barrier_wait(empty + 8 * stage, phase);
     barrier_expect(full + 8 * stage, Tile::kStage);
-    load_box(ring + stage * Tile::kStage, codes_map, block * stage_code_bytes(Tile::CODES), tile / tiles_m * Tile::BN, full + 8 * stage);
+    load_box(ring + stage * Tile::kStage, codes_map, block * stage_code_bytes(Tile::CODES), first_n + tile / tiles_m * Tile::BN, full + 8 * stage);
   }
 
   __device__ void tokens() const {
@@ -184,12 +184,12 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   constexpr int STAGES = Tile::STAGES;
   const uint32_t ring = (shared_address(memory) + 1023) & ~1023u;
   const uint32_t buffer = ring + Tile::kRing, full = buffer + Tile::kEpilogue, empty = full + 8 * STAGES;
-  const int tiles_m = (a.M + Tile::BM - 1) / Tile::BM, n_tiles = tiles_m * ((a.N + Tile::BN - 1) / Tile::BN);
+  const int tiles_m = (a.M + Tile::BM - 1) / Tile::BM, n_tiles = tiles_m * ((a.end_n - a.first_n + Tile::BN - 1) / Tile::BN);
   const int rank = blockIdx.x % a.split, first_tile = blockIdx.x / a.split, tile_step = gridDim.x / a.split;
   const int n_blocks = (a.K + kStageK - 1) / kStageK, per_split = (n_blocks + a.split - 1) / a.split;
   const int first = min(rank * per_split, n_blocks), last = min(first + per_split, n_blocks);
 
-  Loader<Tile> loader{&x_map, &codes_map, ring, full, empty, tiles_m, first < last ? n_tiles : 0, tile_step, first, last, first_tile, first};
+  Loader<Tile> loader{&x_map, &codes_map, ring, full, empty, a.first_n, tiles_m, first < last ? n_tiles : 0, tile_step, first, last, first_tile, first};
   constexpr int kLoader = Tile::kProducer ? Tile::kConsumerThreads : 0;  // the thread that fills the ring
   if (threadIdx.x == kLoader) {
     for (int s = 0; s < STAGES; ++s) {
@@ -229,7 +229,7 @@ weight_only_large(const __grid_constant__ CUtensorMap x_map, const __grid_consta
     __syncwarp();
   };
   for (int tile = first_tile; tile < n_tiles; tile += tile_step) {
-    const int m0 = tile % tiles_m * Tile::BM, n0 = tile / tiles_m * Tile::BN;
+    const int m0 = tile % tiles_m * Tile::BM, n0 = a.first_n + tile / tiles_m * Tile::BN;
     consumer.weights.start_scales(n0, first);
     int before = -1;
     for (int block = first; block < last; ++block) {

@@ -9,17 +9,23 @@
 namespace ao::large {
 
 // From this many tokens on, dequantizing the weight once and the library's product are faster. H200, 14336 x 4096:
-// int4, groups of 128: 4096 tokens took 692 to 722 us here and 667 so, in runs of their own; 1024 took 173 here.
+// int4, groups of 128: 4096 tokens took 692 to 722 us here and 667 so, in runs of their own.
 // e4m3, one scale a row: 2048 tokens took 319 us here and 352 so, 4096 took 650 to 707 here and 690 so. int8: 1024 took 181
-// here and 194 so. Nothing was measured between.
-constexpr int64_t library_tokens(int bits) { return bits == 4 ? 2048 : 4096; }
+// here and 194 so. Below, tables tell (docs/decisions/0014); int4 with 2048 to 4095 tokens was not measured here.
+constexpr int64_t kLibraryTokens = 4096;
 
 // A tile is 64 * consumers output features by `tokens`; `ctas` of its CTAs fit into a multiprocessor; `split` CTAs share a tile.
 struct Plan {
   int consumers, tokens, ctas, split;
 };
 
-Plan make_plan(const LinearArgs& a, const Device& device);
+// Output features up to first_rows are one grid, the others, if any, a second one.
+struct Cut {
+  Plan first, second;
+  int64_t first_rows;
+};
+
+Cut make_cut(const LinearArgs& a, const Device& device);
 
 // Why no kernel of many tokens runs on this device, or "".
 const char* device_refusal(const Device& device);

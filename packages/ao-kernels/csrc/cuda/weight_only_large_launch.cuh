@@ -20,7 +20,7 @@ template <class Tile, bool ZERO>
 cudaError_t launch_tile(const Launch& l) {
   constexpr auto kernel = weight_only_large<Tile, ZERO>;
   if (const cudaError_t error = allow_shared_memory<kernel>(Tile::kShared)) return error;
-  const int tiles = (l.args.M + Tile::BM - 1) / Tile::BM * ((l.args.N + Tile::BN - 1) / Tile::BN);
+  const int tiles = (l.args.M + Tile::BM - 1) / Tile::BM * ((l.args.end_n - l.args.first_n + Tile::BN - 1) / Tile::BN);
   const int at_once = l.multiprocessors * Tile::CTAS, split = l.args.split;
   if (split > 1 && !Tile::kSplits) return cudaErrorInvalidValue;
   Grid grid(split > 1 || tiles < at_once ? tiles * split : at_once, Tile::kThreads, Tile::kShared, l.stream);
@@ -46,7 +46,7 @@ struct Tiles {
   }
 };
 
-// The tiles that make_plan() chooses from.
+// The tiles that make_cut() chooses from.
 template <int CODES, int NS, bool ZERO>
 cudaError_t launch_plan(const Launch& l) {
   using T = Tiles<CODES, NS, ZERO>;

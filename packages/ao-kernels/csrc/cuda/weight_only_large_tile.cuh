@@ -22,6 +22,8 @@ struct LargeArgs {
   int split;           // CTAs that share a tile
   DType scale_dtype, bias_dtype;
   bool chained;        // to the grid in front: codes are fetched at once (chain.h)
+  int first_n = 0;     // the grid makes output features from here to end_n, which is N or a multiple of its tile beyond first_n;
+  int end_n = 0;       // only weight_only_large looks at these two
 };
 
 // CODES: 4, kInt8, kE4m3 or kE5m2. CONSUMERS: warpgroups of 64 output features. BM: tokens. CTAS: of a multiprocessor. NS: groups in

@@ -10,13 +10,7 @@ from ao_kernels import _cuda
 _X_DTYPES = (torch.bfloat16, torch.float16)
 _BIAS_DTYPES = (torch.float32, *_X_DTYPES)
 FEW_TOKENS = 16  # kMostTokens in weight_only_small.h
-# library_tokens in weight_only_large.h
-_LIBRARY_TOKENS = {
-    torch.uint8: 2048,
-    torch.int8: 4096,
-    torch.float8_e4m3fn: 4096,
-    torch.float8_e5m2: 4096,
-}
+_LIBRARY_TOKENS = 4096  # kLibraryTokens in weight_only_large.h
 
 
 def refusal(
@@ -66,9 +60,8 @@ def many_tokens_refusal(
     if reason:
         return reason
     K, M = x.shape[-1], tokens_of(x)
-    most = _LIBRARY_TOKENS[codes.dtype]
-    if most <= M:
-        return f"x has {M} tokens; from {most} on, dequantizing once is faster"
+    if M >= _LIBRARY_TOKENS:
+        return f"x has {M} tokens; from {_LIBRARY_TOKENS} on, dequantizing is faster"
     if K % 32:
         return f"x has {K} input features; the CUDA kernels take multiples of 32"
     if group_size >= K:
