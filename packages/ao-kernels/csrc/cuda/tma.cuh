@@ -47,6 +47,11 @@ __device__ inline void load_box_3d(uint32_t to, const CUtensorMap* map, int colu
       : "memory");
 }
 
+// Asks for a box to be brought into L2.
+__device__ inline void prefetch_box(const CUtensorMap* map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row) : "memory");
+}
+
 // `bytes` that follow each other; all three are multiples of 16.
 __device__ inline void load_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
