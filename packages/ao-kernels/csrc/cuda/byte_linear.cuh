@@ -86,16 +86,18 @@ template <class X>
 __device__ void find_peaks(const LinearArgs& a, int first_eight, int last_eight, int worker, int workers, uint32_t* peak) {
   constexpr int kAtOnce = 4;
   const int chunks = (last_eight - first_eight + 31) / 32, units = a.product.M * chunks, lane = threadIdx.x % 32;
+  int token_next = 0, chunk = worker;  // of the next unit: no division delays the loads
   for (int begin = worker; begin < units; begin += kAtOnce * workers) {
     Eight<X> eight[kAtOnce];
     int token[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int unit = begin + i * workers;
-      token[i] = unit / chunks;
-      const int at = first_eight + (unit - token[i] * chunks) * 32 + lane;
+      for (; chunk >= chunks; chunk -= chunks) ++token_next;
+      token[i] = token_next;
+      const int at = first_eight + chunk * 32 + lane;
+      chunk += workers;
       eight[i].clear();
-      if (unit < units && at < last_eight) eight[i].load(static_cast<const X*>(a.x) + token[i] * a.x_stride + 8 * at);
+      if (token[i] < a.product.M && at < last_eight) eight[i].load(static_cast<const X*>(a.x) + token[i] * a.x_stride + 8 * at);
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -132,9 +134,10 @@ __device__ void quantize_stages(const LinearArgs& a, int helper, int first, int 
   const int M = a.product.M, eights = a.product.K / 8, blocks = last - first;
   const bool is_given = a.scales == TokenScales::given;
   const float given = is_given ? *a.given : 0;
-  int stage = helper, phase = 0;
+  int stage = helper, phase = 0, block = first + helper;
   for (int i = helper; i < tiles * blocks; i += T::HELPERS) {
-    const int block = first + i % blocks, at = block * 16 + column;
+    while (block >= last) block -= blocks;
+    const int at = block * 16 + column;
     const uint32_t to = ring + stage * T::kStage + T::kCodes;
     for (int m0 = 0; m0 < M; m0 += 2 * kAtOnce) {
       Eight<X> eight[kAtOnce];
@@ -175,6 +178,7 @@ __device__ void quantize_stages(const LinearArgs& a, int helper, int first, int 
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads what was stored
     __syncwarp();
     if (lane == 0) barrier_arrive(full + 8 * stage);
+    block += T::HELPERS;
     stage += T::HELPERS;
     if (stage >= T::STAGES) stage -= T::STAGES, phase ^= 1;
   }

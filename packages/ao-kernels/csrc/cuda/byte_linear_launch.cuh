@@ -26,11 +26,10 @@ cudaError_t launch_linear_tile(const LinearLaunch& l) {
   return grid.start(kernel, l.codes_map, l.args);
 }
 
-// More tokens have more helpers.
 template <class Kind, bool BLOCKS>
 cudaError_t launch_linear(const LinearLaunch& l) {
   switch (l.plan.tokens) {
-    case 16: return launch_linear_tile<LinearTile<Kind, 16, 10, 3, BLOCKS>>(l);
+    case 16: return launch_linear_tile<LinearTile<Kind, 16, 10, 7, BLOCKS>>(l);
     case 32: return launch_linear_tile<LinearTile<Kind, 32, 8, 7, BLOCKS>>(l);
     default: return cudaErrorInvalidValue;
   }
