@@ -32,11 +32,11 @@ _SHAPES = [
 
 
 @contextlib.contextmanager
-def launching(launches: int) -> Iterator[None]:
-    """Every call of few tokens in so many launches."""
+def launching(launches: int, *, sharing: bool = False) -> Iterator[None]:
+    """Every call of few tokens in so many launches; see _cuda.force_launches."""
     from ao_kernels import _cuda
 
-    _cuda.force_launches(launches)
+    _cuda.force_launches(launches, sharing)
     try:
         yield
     finally:
@@ -97,6 +97,19 @@ class CudaProduct(OnGpu):
                 with launching(1):
                     assert torch.equal(self.op(x, *others), expected), (M, N, K)
                     assert torch.equal(self.op(strided, *others), expected), (M, N, K)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    def test_sharing_has_the_bits_of_two(self, dtype: torch.dtype) -> None:
+        """CTAs of a cluster that quantize for each other, some of them behind N or M."""
+        shapes = [(M, 200, 528) for M in (17, 18, 24, 25, 31, 32)]
+        for M, N, K in [*shapes, (20, 77, 112), (32, 1, 16), (32, 8450, 4096), (26, 20000, 256)]:
+            for call in self.call(M, N, K, dtype):
+                args = on_gpu(call)
+                with launching(2):
+                    expected = self.op(*args)
+                with launching(1, sharing=True):
+                    for _ in range(5):
+                        assert torch.equal(self.op(*args), expected), (M, N, K)
 
     def test_tokens_that_are_not_finite_in_one_launch(self) -> None:
         """NaN in the same places, and the same bits in other tokens."""

@@ -43,6 +43,7 @@ cudaError_t launch_once(const Linear& linear, const Device& device, cudaStream_t
   l.multiprocessors = device.multiprocessors;
   l.early = device.early_launch;
   l.stream = stream;
+  l.share = forced_sharing && l.plan.split == 1 && l.plan.tokens == 32;
   l.args = {.product = arguments(linear, l.plan), .x = t.x, .given = t.given, .x_stride = t.x_stride, .x_dtype = t.x_dtype,
             .scales = t.scales, .chained = device.early_launch && is_chained(stream)};
   if (!encode_codes(&l.codes_map, linear, l.plan)) return cudaErrorInvalidValue;

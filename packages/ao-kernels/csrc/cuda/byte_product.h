@@ -19,6 +19,9 @@ constexpr int64_t kMostOneLaunchTokens = 32;  // that the kernel has tiles for
 // In place of what kOneLaunchTokens says, for tests and measurements: 1 or 2 launches, 1 up to kMostOneLaunchTokens; 0 for the rule.
 inline int forced_launches = 0;
 
+// Whether one launch of more than 16 tokens has clusters whose CTAs quantize for each other; no rule takes them before they are measured.
+inline bool forced_sharing = false;
+
 inline bool one_launch(int64_t M) {
   return M <= (forced_launches == 1 ? kMostOneLaunchTokens : forced_launches == 2 ? 0 : kOneLaunchTokens);
 }
