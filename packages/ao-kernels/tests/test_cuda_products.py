@@ -72,6 +72,15 @@ class CudaProduct(OnGpu):
                 self._match(args)
         assert taken >= len(_SHAPES) or dtype == torch.float32
 
+    def _taken(self, M: int, N: int, K: int, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+        """Calls on the GPU that the kernels take: all but float8 products of float32."""
+        for call in self.call(M, N, K, dtype):
+            args = on_gpu(call)
+            if "cuda" not in self.op.why_not(*args):
+                yield args
+            else:
+                assert dtype == torch.float32
+
     def test_the_current_stream(self) -> None:
         for launches in (1, 2):
             with launching(launches):
@@ -83,12 +92,12 @@ class CudaProduct(OnGpu):
         """Tokens at the ends of its tiles; K that ends within a stage, that CTAs share, that is
         less than a stage; more output features than there are CTAs at once."""
         shapes = [(M, 200, 528) for M in (*range(1, 18), 31, 32)]
-        shapes += [(M, 2048, 4096) for M in (1, 3, 16, 32)]
-        shapes += [(3, 500, 14336), (17, 500, 14336), (2, 1, 16), (9, 77, 112), (1, 64, 32768)]
-        shapes += [(3, 20000, 1552), (8, 64, 4112), (20, 20000, 256)]
+        shapes += [(M, 1024, 4096) for M in (1, 16, 32)]
+        shapes += [(3, 200, 14336), (17, 200, 14336), (2, 1, 16), (9, 77, 112), (1, 64, 32768)]
+        shapes += [(3, 17000, 272), (8, 64, 4112), (20, 17000, 144)]
         for M, N, K in shapes:
-            for call in self.call(M, N, K, dtype):
-                x, *others = on_gpu(call)
+            for call in self._taken(M, N, K, dtype):
+                x, *others = call
                 wide = torch.full((M, K + 24), torch.nan, dtype=dtype, device="cuda")
                 wide[:, 8 : 8 + K] = x
                 strided = wide[:, 8 : 8 + K]  # rows that begin at multiples of 16 bytes
@@ -102,9 +111,8 @@ class CudaProduct(OnGpu):
     def test_sharing_has_the_bits_of_two(self, dtype: torch.dtype) -> None:
         """CTAs of a cluster that quantize for each other, some of them behind N or M."""
         shapes = [(M, 200, 528) for M in (17, 18, 24, 25, 31, 32)]
-        for M, N, K in [*shapes, (20, 77, 112), (32, 1, 16), (32, 8450, 4096), (26, 20000, 256)]:
-            for call in self.call(M, N, K, dtype):
-                args = on_gpu(call)
+        for M, N, K in [*shapes, (20, 77, 112), (32, 1, 16), (32, 8450, 1040), (26, 17000, 144)]:
+            for args in self._taken(M, N, K, dtype):
                 with launching(2):
                     expected = self.op(*args)
                 with launching(1, sharing=True):
@@ -114,9 +122,9 @@ class CudaProduct(OnGpu):
     def test_tokens_that_are_not_finite_in_one_launch(self) -> None:
         """NaN in the same places, and the same bits in other tokens."""
         for dtype in (torch.bfloat16, torch.float16):
-            for M, N, K in [(16, 200, 528), (32, 2048, 4096)]:
-                for call in self.call(M, N, K, dtype):
-                    x, *others = on_gpu(call)
+            for M, N, K in [(16, 200, 528), (32, 1024, 4096)]:
+                for call in self._taken(M, N, K, dtype):
+                    x, *others = call
                     x[1], x[3, K - 1], x[4, 0], x[6, 7] = 0, torch.nan, torch.inf, -torch.inf
                     for tokens in (x, x[:3], x[3:4], x[:8]):
                         with launching(2):
