@@ -1,5 +1,6 @@
 """The linears of quantized activations in CUDA, on a GPU: int8 and float8, dynamic and static."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,18 @@ _SHAPES = [
     (2, 1, 16),
     (1, 64, 32768),
 ]
+
+
+@contextlib.contextmanager
+def launching(launches: int, *, sharing: bool = False) -> Iterator[None]:
+    """Every call of few tokens in so many launches; see _cuda.force_launches."""
+    from ao_kernels import _cuda
+
+    _cuda.force_launches(launches, sharing)
+    try:
+        yield
+    finally:
+        _cuda.force_launches(0)
 
 
 class CudaProduct(OnGpu):
@@ -59,9 +72,67 @@ class CudaProduct(OnGpu):
                 self._match(args)
         assert taken >= len(_SHAPES) or dtype == torch.float32
 
+    def _taken(self, M: int, N: int, K: int, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+        """Calls on the GPU that the kernels take: all but float8 products of float32."""
+        for call in self.call(M, N, K, dtype):
+            args = on_gpu(call)
+            if "cuda" not in self.op.why_not(*args):
+                yield args
+            else:
+                assert dtype == torch.float32
+
     def test_the_current_stream(self) -> None:
-        for call in self.call(2, 512, 1024, torch.bfloat16):
-            check_the_current_stream(self.op, call)
+        for launches in (1, 2):
+            with launching(launches):
+                for call in self.call(2, 512, 1024, torch.bfloat16):
+                    check_the_current_stream(self.op, call)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    def test_one_launch_has_the_bits_of_two(self, dtype: torch.dtype) -> None:
+        """Tokens at the ends of its tiles; K that ends within a stage, that CTAs share, that is
+        less than a stage; more output features than there are CTAs at once."""
+        shapes = [(M, 200, 528) for M in (*range(1, 18), 31, 32)]
+        shapes += [(M, 1024, 4096) for M in (1, 16, 32)]
+        shapes += [(3, 200, 14336), (17, 200, 14336), (2, 1, 16), (9, 77, 112), (1, 64, 32768)]
+        shapes += [(3, 17000, 272), (8, 64, 4112), (20, 17000, 144)]
+        for M, N, K in shapes:
+            for call in self._taken(M, N, K, dtype):
+                x, *others = call
+                wide = torch.full((M, K + 24), torch.nan, dtype=dtype, device="cuda")
+                wide[:, 8 : 8 + K] = x
+                strided = wide[:, 8 : 8 + K]  # rows that begin at multiples of 16 bytes
+                with launching(2):
+                    expected = self.op(x, *others)
+                with launching(1):
+                    assert torch.equal(self.op(x, *others), expected), (M, N, K)
+                    assert torch.equal(self.op(strided, *others), expected), (M, N, K)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    def test_sharing_has_the_bits_of_two(self, dtype: torch.dtype) -> None:
+        """CTAs of a cluster that quantize for each other, some of them behind N or M."""
+        shapes = [(M, 200, 528) for M in (17, 18, 24, 25, 31, 32)]
+        for M, N, K in [*shapes, (20, 77, 112), (32, 1, 16), (32, 8450, 1040), (26, 17000, 144)]:
+            for args in self._taken(M, N, K, dtype):
+                with launching(2):
+                    expected = self.op(*args)
+                with launching(1, sharing=True):
+                    for _ in range(5):
+                        assert torch.equal(self.op(*args), expected), (M, N, K)
+
+    def test_tokens_that_are_not_finite_in_one_launch(self) -> None:
+        """NaN in the same places, and the same bits in other tokens."""
+        for dtype in (torch.bfloat16, torch.float16):
+            for M, N, K in [(16, 200, 528), (32, 1024, 4096)]:
+                for call in self._taken(M, N, K, dtype):
+                    x, *others = call
+                    x[1], x[3, K - 1], x[4, 0], x[6, 7] = 0, torch.nan, torch.inf, -torch.inf
+                    for tokens in (x, x[:3], x[3:4], x[:8]):
+                        with launching(2):
+                            expected = self.op(tokens, *others)
+                        with launching(1):
+                            y = self.op(tokens, *others)
+                        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+                        assert y.isnan().any() == (not tokens.isfinite().all())
 
 
 @pytest.mark.gpu
@@ -81,16 +152,18 @@ class TestInt8Dynamic(int8_dynamic.Int8DynamicLinear, CudaProduct):
         yield x, codes, scale, bias
         yield x, codes, scale[:1], None
 
-    def test_codes_are_those_of_the_numerics(self) -> None:
+    @pytest.mark.parametrize("launches", [1, 2])
+    def test_codes_are_those_of_the_numerics(self, launches: int) -> None:
         """By the product with a unit matrix, bit for bit."""
         K = 512
-        x = torch.randn(40, K) * torch.logspace(-40, 37, 40, dtype=torch.float64)[:, None].float()
+        x = torch.randn(32, K) * torch.logspace(-40, 37, 32, dtype=torch.float64)[:, None].float()
         x[3], x[7, 5], x[8, 6], x[9, 0] = 0, torch.nan, torch.inf, 1e-45
         unit, one = torch.eye(K, dtype=torch.int8), torch.ones(1, 1)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             tokens = x.to(dtype)
             codes, scale, _ = quantize_tokens(tokens)
-            y = int8_dynamic_linear(*on_gpu((tokens, unit, one))).cpu()
+            with launching(launches):
+                y = int8_dynamic_linear(*on_gpu((tokens, unit, one))).cpu()
             torch.testing.assert_close(y, (codes * scale).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -132,7 +205,8 @@ class TestFloat8Dynamic(float8_dynamic.Float8DynamicLinear, CudaProduct):
                 M, N, K, *block, dtype, activation=activation, bias=torch.bfloat16
             )
 
-    def test_codes_are_those_of_the_numerics(self) -> None:
+    @pytest.mark.parametrize("launches", [1, 2])
+    def test_codes_are_those_of_the_numerics(self, launches: int) -> None:
         """By the product with a unit matrix, bit for bit."""
         K = 512
         x = torch.randn(30, K) * torch.logspace(-40, 35, 30, dtype=torch.float64)[:, None].float()
@@ -147,7 +221,8 @@ class TestFloat8Dynamic(float8_dynamic.Float8DynamicLinear, CudaProduct):
             tokens = x.bfloat16()
             codes, steps = quantize_float8_tokens(tokens, block=of_x)
             steps = steps.repeat_interleave(of_x[0], 0)[:30].repeat_interleave(of_x[1], 1)
-            y = float8_dynamic_linear(*on_gpu((tokens, unit, scale, *block, activation))).cpu()
+            with launching(launches):
+                y = float8_dynamic_linear(*on_gpu((tokens, unit, scale, *block, activation))).cpu()
             assert torch.equal(y, (codes.float() * steps).bfloat16()), activation
 
     def test_an_unknown_activation_is_refused(self) -> None:
@@ -176,8 +251,44 @@ class TestFloat8Static(float8_static.Float8StaticLinear, CudaProduct):
 
 
 @pytest.mark.gpu
-def test_a_graph_of_calls_and_of_what_writes_their_weights() -> None:
+@pytest.mark.parametrize("launches", [1, 2])
+def test_a_graph_of_calls_that_follow_each_other(launches: int) -> None:
+    """Grids that start early read no tokens that the one in front is still writing: as in eager
+    mode, where none of them is chained."""
+    for M, K in ((1, 2048), (8, 4096), (3, 1024)):
+        weights = [torch.randint(-127, 128, (K, K), dtype=torch.int8).cuda() for _ in range(8)]
+        scale = torch.full((K, 1), 1 / (64 * K**0.5), device="cuda")
+        x = torch.randn(M, K, device="cuda").bfloat16()
+
+        def run(
+            x: Tensor = x, weights: list[Tensor] = weights, scale: Tensor = scale
+        ) -> list[Tensor]:
+            found = [x]
+            for codes in weights * 3:
+                found.append(int8_dynamic_linear(found[-1], codes, scale))
+            return found
+
+        with launching(launches):
+            expected = run()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = run()
+        for _ in range(20):
+            for y in found[1:]:
+                y.fill_(torch.nan)
+            graph.replay()
+            assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("launches", [1, 2])
+def test_a_graph_of_calls_and_of_what_writes_their_weights(launches: int) -> None:
     """Grids that start early read no weight that the graph is still writing."""
+    with launching(launches):
+        _check_a_graph_of_calls_and_of_what_writes_their_weights()
+
+
+def _check_a_graph_of_calls_and_of_what_writes_their_weights() -> None:
     K, layers = 2048, 12
     x = torch.randn(4, K, device="cuda").bfloat16()
     sources = [

@@ -25,13 +25,18 @@ inline PyObject* run_bytes(const char* op, LinearCall& call, TokenScales scales,
       .scale_dtype = a.scale_dtype, .bias_dtype = a.bias_dtype};
   if (*bytes::device_refusal(at) || !bytes::takes(linear)) return not_implemented();
   if (a.M == 0 || a.N == 0) return call.new_result();
-  const Workspace workspace(bytes::workspace_bytes(linear.tokens), DeviceType::cuda, call.x.device);
+  const auto run = [&] {
+    return run_on_device(op, call, [&](const LinearArgs& args, const Device& device, cudaStream_t stream) {
+      linear.y = args.y;
+      return bytes::launch(linear, device, stream);
+    });
+  };
+  const int64_t n_bytes = bytes::workspace_bytes(linear.tokens);
+  if (n_bytes == 0) return run();
+  const Workspace workspace(n_bytes, DeviceType::cuda, call.x.device);
   if (!workspace.data()) return nullptr;
   bytes::place_tokens(linear.tokens, workspace.data());
-  return run_on_device(op, call, [&](const LinearArgs& args, const Device& device, cudaStream_t stream) {
-    linear.y = args.y;
-    return bytes::launch(linear, device, stream);
-  });
+  return run();
 }
 
 }  // namespace ao

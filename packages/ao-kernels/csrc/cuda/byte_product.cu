@@ -1,6 +1,7 @@
-// Host side of byte_product.cuh.
+// Host side of byte_product.cuh and byte_linear.cuh.
 #include <climits>
 
+#include "cuda/byte_linear_launch.cuh"
 #include "cuda/byte_product_launch.cuh"
 #include "cuda/chain.h"
 #include "cuda/tensor_map.h"
@@ -10,6 +11,9 @@ namespace ao::bytes {
 extern template cudaError_t launch_plan<Int8, false>(const Launch&);
 extern template cudaError_t launch_plan<E4m3, false>(const Launch&);
 extern template cudaError_t launch_plan<E4m3, true>(const Launch&);
+extern template cudaError_t launch_linear<Int8, false>(const LinearLaunch&);
+extern template cudaError_t launch_linear<E4m3, false>(const LinearLaunch&);
+extern template cudaError_t launch_linear<E4m3, true>(const LinearLaunch&);
 
 namespace {
 
@@ -17,9 +21,40 @@ constexpr int64_t kScalePitch = 128;  // columns of block scales: a multiple of 
 
 int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// Without the codes and scales of tokens.
+ProductArgs arguments(const Linear& linear, const Plan& plan) {
+  const TokenArgs& t = linear.tokens;
+  return {.x_scale = nullptr, .scale = linear.scale, .bias = linear.bias, .y = linear.y,
+          .M = static_cast<int>(t.M), .N = static_cast<int>(linear.N), .K = static_cast<int>(t.K),
+          .x_scale_stride = 0,
+          .scale_stride = static_cast<int>(linear.scale_stride), .block_n = static_cast<int>(linear.block_n),
+          .split = plan.split, .scale_dtype = linear.scale_dtype, .bias_dtype = linear.bias_dtype, .y_dtype = t.x_dtype};
+}
+
+bool encode_codes(CUtensorMap* map, const Linear& linear, const Plan& plan) {
+  const int64_t K = linear.tokens.K;
+  return encode_map(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, linear.codes, K, linear.N, K, kStageK, plan.rows, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+cudaError_t launch_once(const Linear& linear, const Device& device, cudaStream_t stream) {
+  const TokenArgs& t = linear.tokens;
+  LinearLaunch l;
+  l.plan = make_plan(t.M, linear.N, t.K, t.float8, device);
+  l.multiprocessors = device.multiprocessors;
+  l.early = device.early_launch;
+  l.stream = stream;
+  l.share = forced_sharing && l.plan.split == 1 && l.plan.tokens == 32;
+  l.args = {.product = arguments(linear, l.plan), .x = t.x, .given = t.given, .x_stride = t.x_stride, .x_dtype = t.x_dtype,
+            .scales = t.scales, .chained = device.early_launch && is_chained(stream)};
+  if (!encode_codes(&l.codes_map, linear, l.plan)) return cudaErrorInvalidValue;
+  if (t.scales == TokenScales::block) return launch_linear<E4m3, true>(l);
+  return t.float8 ? launch_linear<E4m3, false>(l) : launch_linear<Int8, false>(l);
+}
+
 }  // namespace
 
 int64_t workspace_bytes(const TokenArgs& a) {
+  if (one_launch(a.M)) return 0;
   const int64_t scales = a.scales == TokenScales::block    ? (a.K + kStageK - 1) / kStageK * rounded_up(a.M, kScalePitch)
                          : a.scales == TokenScales::tensor ? 1 + a.M
                                                            : a.M;
@@ -67,6 +102,7 @@ bool takes(const Linear& l) {
 
 cudaError_t launch(const Linear& linear, const Device& device, cudaStream_t stream) {
   TokenArgs t = linear.tokens;
+  if (!t.codes) return launch_once(linear, device, stream);
   t.chained = device.early_launch && is_chained(stream);
   if (const cudaError_t error = quantize_tokens(t, device.early_launch, stream)) return error;
   Launch l;
@@ -74,18 +110,14 @@ cudaError_t launch(const Linear& linear, const Device& device, cudaStream_t stre
   l.multiprocessors = device.multiprocessors;
   l.early = device.early_launch;
   l.stream = stream;
-  const bool blocks = t.scales == TokenScales::block;
-  l.args = {.x_scale = t.scale, .scale = linear.scale, .bias = linear.bias, .y = linear.y,
-            .M = static_cast<int>(t.M), .N = static_cast<int>(linear.N), .K = static_cast<int>(t.K),
-            .x_scale_stride = static_cast<int>(t.scale_stride),
-            .scale_stride = static_cast<int>(linear.scale_stride), .block_n = static_cast<int>(linear.block_n),
-            .split = l.plan.split, .scale_dtype = linear.scale_dtype, .bias_dtype = linear.bias_dtype, .y_dtype = t.x_dtype};
+  l.args = arguments(linear, l.plan);
+  l.args.x_scale = t.scale;
+  l.args.x_scale_stride = static_cast<int>(t.scale_stride);
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, t.codes, t.K, t.M, t.K, kStageK, l.plan.tokens,
                   CU_TENSOR_MAP_SWIZZLE_128B) ||
-      !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, linear.codes, t.K, linear.N, t.K, kStageK, l.plan.rows,
-                  CU_TENSOR_MAP_SWIZZLE_128B))
+      !encode_codes(&l.codes_map, linear, l.plan))
     return cudaErrorInvalidValue;
-  if (blocks) return launch_plan<E4m3, true>(l);
+  if (t.scales == TokenScales::block) return launch_plan<E4m3, true>(l);
   return t.float8 ? launch_plan<E4m3, false>(l) : launch_plan<Int8, false>(l);
 }
 

@@ -25,6 +25,9 @@ set(AO_CUDA_OPS
   lion_step
 )
 set(AO_CUDA_KERNELS
+  byte_linear_float8
+  byte_linear_float8_blocks
+  byte_linear_int8
   byte_product
   byte_product_float8
   byte_product_float8_blocks

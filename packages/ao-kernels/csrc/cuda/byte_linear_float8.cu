@@ -1,0 +1,7 @@
+#include "cuda/byte_linear_launch.cuh"
+
+namespace ao::bytes {
+
+template cudaError_t launch_linear<E4m3, false>(const LinearLaunch&);
+
+}  // namespace ao::bytes
