@@ -34,13 +34,18 @@ _COPIES = ("clone", "_to_copy", "convert_element_type")  # and casts of dtypes: 
 _SMALL = 16  # a tensor of fewer elements than a 16th of what is made of it is saved: of reductions
 
 
-@torch._dynamo.assume_constant_result  # runs when a layer is traced, where Inductor is there anyway
 def install() -> bool:
     """Let Inductor call `save_less`, unless it has a pass of the user's in that place already."""
-    config = torch._inductor.config  # not imported with this module: that takes two seconds
+    from torch._inductor import config  # takes two seconds, where nobody compiles
+
     if config.joint_custom_post_pass is None:
         config.joint_custom_post_pass = _inductor_pass()
     return True
+
+
+# What torch.compiler.assume_constant_result sets: it runs while a layer is traced. That function
+# would import the compiler with this module.
+install._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -156,7 +161,8 @@ def _producers(x: fx.Node) -> Iterator[fx.Node]:
 
 def _numel(node: fx.Node) -> int:
     value = node.meta.get("val")
-    return value.numel() if isinstance(value, torch.Tensor) else 0
+    size = value.numel() if isinstance(value, torch.Tensor) else 0
+    return size if isinstance(size, int) else size.node.hint or 0  # a guess adds no guard
 
 
 def _recompute(node: fx.Node) -> None:
@@ -188,5 +194,5 @@ def _split(graph: fx.Graph, node: fx.Node, late: set[fx.Node]) -> None:
     _recompute(made["columns"])
     for user in list(node.users):
         user.args = (made["columns" if user in late else "rows"], user.args[1])
-        user.meta["val"] = user.args[0].meta["val"][user.args[1]]  # type: ignore[union-attr,index]
+        user.meta["val"] = user.args[0].meta["val"][user.args[1]]
     graph.erase_node(node)
