@@ -212,11 +212,7 @@ def expand_groups(scale: Tensor, group_size: int, length: int) -> Tensor:
     """(R, G) per group -> (R, K) per input feature, or (R, 1) where one group spans the row."""
     if scale.shape[1] == 1:
         return scale
-    if (
-        length % group_size
-    ):  # Inductor of torch 2.13 reads wrong groups on CPUs if it sees the slice
-        return scale.index_select(1, torch.arange(length, device=scale.device) // group_size)
-    return scale.repeat_interleave(group_size, dim=1)
+    return scale.repeat_interleave(group_size, dim=1)[:, :length]
 
 
 def linear(x: Tensor, w_NK: Tensor, bias: Tensor | None) -> Tensor:
