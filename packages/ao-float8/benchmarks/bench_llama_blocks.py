@@ -9,7 +9,8 @@ the output and the gradient of the input of a side must be near those of bfloat1
 in every pass, except by the sides named "step", which find them cast by an earlier pass, as all
 micro-batches of a step but the first do; sides named "recast" save inputs and weights as they are,
 and cast them again in backward. Peak memory counts the side's own weights, codes that it
-keeps, and what a pass allocates.
+keeps, and what a pass allocates. Under a compiler, sides named "plain" go without the pass over
+the graph that saves less (decision 0031), to be compared.
 
 The last table says what the kernels of one pass were, by their names.
 """
@@ -17,13 +18,14 @@ The last table says what the kernels of one pass were, by their names.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import statistics
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,11 @@ sys.path += [str(ROOT / "benchmarks"), str(ROOT / "packages/ao-float8/examples")
 from llama import SHAPES, Block, Shape, turns  # noqa: E402
 from measure import record, table  # noqa: E402
 
-from ao_float8 import Float8LinearConfig, convert_to_float8_training  # noqa: E402
+from ao_float8 import (  # noqa: E402
+    Float8LinearConfig,
+    convert_to_float8_training,
+    recomputation,
+)
 from ao_float8.linear import Float8Linear  # noqa: E402
 
 RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp", "blockwise")
@@ -68,7 +74,7 @@ class Stack(nn.Module):
 def ours(recipe: str, cache: str, emulate: bool) -> Callable[[nn.Module], object]:
     config = dataclasses.replace(
         Float8LinearConfig.from_recipe_name(recipe),
-        weight_cache="off" if cache == "recast" else cache,
+        weight_cache={"recast": "off", "plain": "pass"}.get(cache, cache),
         recompute_casts=cache == "recast",
         emulate=emulate,
     )
@@ -107,6 +113,18 @@ def compile_blocks(model: Stack, *, fullgraph: bool) -> None:
     compiled = torch.compile(own, fullgraph=fullgraph)
     for block in model.blocks:
         block.forward = types.MethodType(compiled, block)
+
+
+@contextlib.contextmanager
+def unchanged() -> Iterator[None]:
+    """What is compiled inside goes without the pass that saves less, and into no cache."""
+    save_less = recomputation.save_less
+    recomputation.save_less = lambda graph: None
+    try:
+        with torch.compiler.config.patch(force_disable_caches=True):
+            yield
+    finally:
+        recomputation.save_less = save_less
 
 
 class Side:
@@ -187,7 +205,8 @@ def measured(mode: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 compile_blocks(model, fullgraph=not name.startswith("torchao"))
             side = Side(model, (x, *turn), dy)
             start = time.perf_counter()
-            found = side.run()
+            with unchanged() if name.endswith(":plain") else contextlib.nullcontext():
+                found = side.run()
             seconds = time.perf_counter() - start
             if wanted is None:
                 wanted = found
@@ -249,7 +268,7 @@ def main() -> None:
         "--sides",
         nargs="+",
         default=[*RECIPES, "tensorwise:step", "tensorwise:recast", "rowwise:recast"],
-        help="recipe or recipe:cache or recipe:recast",
+        help="recipe, or recipe:cache, recipe:recast, recipe:plain",
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--keep-going", action="store_true", help="leave out sides that fail")

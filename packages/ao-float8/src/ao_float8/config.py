@@ -44,7 +44,8 @@ class Float8LinearConfig(AOBaseConfig):
     weight_cache                what is kept of a weight's codes, see docs/numerics.md:
                                 "pass"  those that backward needs, until it has run, where they
                                         take no more memory than saving the input as codes has won
-                                        (N <= M); else they are made again in backward
+                                        (N <= M); else, where inputs are saved as they are, and
+                                        under torch.compile, they are made again in backward
                                 "scale" as "pass", and the scale until the weight changes, so that
                                         of several passes a step only the first looks for it;
                                         tensorwise only
@@ -52,9 +53,8 @@ class Float8LinearConfig(AOBaseConfig):
                                         parameter, for gradient accumulation and recomputation
                                 "off"   nothing
     recompute_casts             inputs are saved as they are, and cast again in backward. Less
-                                memory where saving them costs nothing: a compiler makes an input
-                                anew from what is saved anyway, and attention saves its output
-                                itself. Else more
+                                memory under torch.compile, where none is saved: they are made anew
+                                from what is saved anyway. Else more
     enable_fsdp_float8_all_gather
                                 FSDP2 gathers weights as codes; tensorwise only
     emulate                     run on devices that cannot multiply the codes (CPUs, older GPUs):

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import recomputation
+from .attention_output import Source, source_of
 from .cast_cache import GRADIENTS, INPUTS, LastCast, WeightCodes
 from .cast_tensor import CastTensor, codes_of
 from .config import Float8LinearConfig
@@ -158,6 +160,8 @@ def _linear(
     dtype: torch.dtype,
     kept: WeightCodes | None,
 ) -> Tensor:
+    if is_compiling():
+        recomputation.install()
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
     grad = torch.is_grad_enabled()
@@ -209,7 +213,7 @@ def _forward(
     elif kept is not None and plan.weight_cache == "step" and not is_compiling():
         w8, holds = kept.cast(w_NK, plan), True
     else:
-        holds = needs_x and plan.weight_cache != "off" and N <= M
+        holds = needs_x and _holds_weight(plan, M, N)
         outputs = "both" if holds else "rows"
         if kept is not None and not is_compiling():
             w8 = kept.cast_by_scale(w_NK, plan, outputs)
@@ -228,6 +232,14 @@ def _forward(
     )
     # no view to autograd, which would refuse in-place operations on what the layer gives
     return unsafe_view(y_MN, (*x.shape[:-1], N)), x8, w8, holds
+
+
+def _holds_weight(plan: Plan, M: int, N: int) -> bool:
+    """Whether the transposed codes of w (N, K) stay from forward to backward: where they take no
+    more memory than saving the input as codes has won. Inputs that are saved as they are win none,
+    and a compiler, which makes inputs anew from what it saves anyway, would save that much less."""
+    saves_codes = not (plan.wgrad_is_exact or plan.recasts)
+    return plan.weight_cache != "off" and N <= M and saves_codes and not is_compiling()
 
 
 class _Products(torch.autograd.Function):
@@ -251,6 +263,7 @@ class _Products(torch.autograd.Function):
         x_saved, x_scale, w_saved, w_scale = None, None, None, None
         ctx.recasts = needs_w and plan.recasts and not plan.wgrad_is_exact
         ctx.recasts = ctx.recasts and not isinstance(x, CastTensor)
+        ctx.x_dims = None
         if needs_w:
             if ctx.recasts:
                 x_saved, x_scale = x, x8.row_scale if plan.scaling == "tensorwise" else None
@@ -258,6 +271,10 @@ class _Products(torch.autograd.Function):
                 x_saved, x_scale = x8.columns, x8.column_scale
             else:
                 x_saved = x.dequantize() if isinstance(x, CastTensor) else x.to(dtype)
+            if x_saved is x and not is_compiling():
+                source = source_of(x)
+                if source is not None:
+                    x_saved, ctx.x_dims = source
         if needs_x:
             if holds:
                 w_saved, w_scale = w8.columns, w8.column_scale
@@ -290,6 +307,8 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tenso
             dy.new_zeros(N) if needs_bias else None,
         )
     x_saved, x_scale, w_saved, w_scale = ctx.saved_tensors
+    if ctx.x_dims is not None:
+        x_saved = Source(x_saved, ctx.x_dims).copy(ctx.shape)
     codes = dy if isinstance(dy, CastTensor) else None  # of tokens that were gathered
     dy = dy if codes is None or not (needs_bias or plan.wgrad_is_exact) else codes.dequantize()
     dx = dw = None

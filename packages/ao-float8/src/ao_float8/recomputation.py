@@ -1,0 +1,198 @@
+"""What a compiled graph saves for backward, where the compiler's partitioner would save more.
+
+The partitioner takes our casts for costly, and saves whatever they give. Before it looks, this pass
+goes over the graph of forward and backward together:
+
+* The input of the layer behind attention is a copy of what attention's backward reads anyway.
+  Backward copies it again, and casts the copy in the direction that it needs, instead of saving
+  copy or codes: 2 to 4 bytes an element moved for 1 or 2 saved.
+* Casts that `recompute_casts=True` left to backward stay there, and what makes their inputs from
+  saved tensors, element by element, is computed again with them.
+
+A graph in which something is marked already (activation checkpointing) is left as it is.
+"""
+
+import operator
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["install", "save_less"]
+
+aten = torch.ops.aten
+_CASTS = (
+    "quantize_tensorwise_both",
+    "quantize_rowwise_both",
+    "quantize_block_both",
+    "quantize_mx",
+)
+_VIEWS = ("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "alias", "detach")
+_COPIES = ("clone", "_to_copy", "convert_element_type")  # and casts of dtypes: element by element
+_SMALL = 16  # a tensor of fewer elements than a 16th of what is made of it is saved: of reductions
+
+
+def install() -> bool:
+    """Let Inductor call `save_less`, unless it has a pass of the user's in that place already."""
+    from torch._inductor import config  # takes two seconds, where nobody compiles
+
+    if config.joint_custom_post_pass is None:
+        config.joint_custom_post_pass = _inductor_pass()
+    return True
+
+
+# What torch.compiler.assume_constant_result sets: it runs while a layer is traced. That function
+# would import the compiler with this module.
+install._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _inductor_pass() -> Any:
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+    class SaveLess(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            save_less(graph)
+
+        def uuid(self) -> Any:
+            return get_hash_for_files((__file__,))
+
+    return SaveLess()
+
+
+def save_less(graph: fx.Graph) -> None:
+    """Mark and split nodes of a joint graph so that less is saved; results keep their bits."""
+    casts = [n for n in graph.nodes if _is_cast(n)]
+    if not casts or any("recompute" in n.meta for n in graph.nodes):
+        return
+    backward = _behind_tangents(graph)
+    forward = _of_forward(graph, backward)
+    for node in casts:
+        if node in backward or node.args[0].op != "call_function":  # of a gradient; of a weight
+            continue
+        copied = _copy_of_saved(node.args[0], backward)
+        late = {user for user in node.users if user not in forward}
+        if len(late) == len(node.users):
+            _recompute(node)
+            for producer in list(_producers(node.args[0])):
+                _recompute(producer)
+        elif copied is not None:
+            _recompute(copied)
+            if late:
+                _split(graph, node, late)
+
+
+def _is_cast(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in _overloads()
+
+
+@cache
+def _overloads() -> frozenset[Any]:
+    return frozenset(getattr(torch.ops.ao, name).default for name in _CASTS)
+
+
+def _name(node: fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return getattr(packet, "__name__", "")
+
+
+def _behind_tangents(graph: fx.Graph) -> set[fx.Node]:
+    """What backward alone can compute."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_tangent = node.op == "placeholder" and "tangents" in str(node.target)
+        if is_tangent or any(each in found for each in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _of_forward(graph: fx.Graph, backward: set[fx.Node]) -> set[fx.Node]:
+    """What the results of forward are made from."""
+    found: set[fx.Node] = set()
+    (output,) = graph.find_nodes(op="output")
+    pending = [node for node in output.all_input_nodes if node not in backward]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+    return found
+
+
+def _copy_of_saved(x: fx.Node, backward: set[fx.Node]) -> fx.Node | None:
+    """The copy behind x, if x is a view of a copy of a result that backward reads anyway and that
+    is costly to make."""
+    copy = _behind_views(x)
+    if _name(copy) != "clone":
+        return None
+    source = _behind_views(copy.args[0])  # type: ignore[arg-type]
+    # of several results of an op, attention's
+    if source.target is not operator.getitem or _is_cast(source.args[0]):  # type: ignore[arg-type]
+        return None
+    readers = [source]
+    for each in readers:
+        if any(user in backward for user in each.users):
+            return copy
+        readers += [user for user in each.users if _name(user) in ("alias", "detach")]
+    return None
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    while node.op == "call_function" and _name(node) in _VIEWS:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _producers(x: fx.Node) -> Iterator[fx.Node]:
+    """What makes x element by element, back to what is saved."""
+    most, seen, pending = _numel(x), set(), [x]
+    while pending:
+        node = pending.pop()
+        if node in seen or node.op != "call_function" or _numel(node) * _SMALL < most:
+            continue
+        seen.add(node)
+        is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if is_pointwise or _name(node) in _VIEWS + _COPIES:
+            yield node
+            pending.extend(node.all_input_nodes)
+
+
+def _numel(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    size = value.numel() if isinstance(value, torch.Tensor) else 0
+    return size if isinstance(size, int) else size.node.hint or 0  # a guess adds no guard
+
+
+def _recompute(node: fx.Node) -> None:
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
+    node.meta["ac_graph_id"] = 0
+
+
+def _split(graph: fx.Graph, node: fx.Node, late: set[fx.Node]) -> None:
+    """A cast in both directions as one by rows, and one by columns that backward computes."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    arguments |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
+    arguments |= node.kwargs
+    names = [a.name for a in schema.arguments]
+    n_columns = {3: (1,), 4: (2, 3)}[len(schema.returns)]  # which results are of the columns
+    if arguments["outputs"] != "both" or any(user.args[1] not in n_columns for user in late):
+        return
+    made = {}
+    for outputs in ("rows", "columns"):
+        args = tuple({**arguments, "outputs": outputs}[name] for name in names)
+        with graph.inserting_before(node):
+            made[outputs] = graph.call_function(node.target, args)  # type: ignore[arg-type]
+        made[outputs].meta = {k: v for k, v in node.meta.items() if k != "eager_input_vals"}
+        values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in args]
+        with values[0].fake_mode:
+            made[outputs].meta["val"] = node.target(*values)  # type: ignore[operator]
+    _recompute(made["columns"])
+    for user in list(node.users):
+        user.args = (made["columns" if user in late else "rows"], user.args[1])
+        user.meta["val"] = user.args[0].meta["val"][user.args[1]]
+    graph.erase_node(node)
