@@ -9,8 +9,8 @@ the output and the gradient of the input of a side must be near those of bfloat1
 in every pass, except by the sides named "step", which find them cast by an earlier pass, as all
 micro-batches of a step but the first do; sides named "recast" save inputs and weights as they are,
 and cast them again in backward. Peak memory counts the side's own weights, codes that it
-keeps, and what a pass allocates. Under a compiler, sides named "plain" go without the pass over
-the graph that saves less (decision 0031), to be compared.
+keeps, and what a pass allocates. Ours are compiled with `ao_float8.compile_options()`, but for sides
+named "plain".
 
 The last table says what the kernels of one pass were, by their names.
 """
@@ -18,14 +18,13 @@ The last table says what the kernels of one pass were, by their names.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import re
 import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ from measure import record, table  # noqa: E402
 
 from ao_float8 import (  # noqa: E402
     Float8LinearConfig,
+    compile_options,
     convert_to_float8_training,
-    recomputation,
 )
 from ao_float8.linear import Float8Linear  # noqa: E402
 
@@ -105,26 +104,16 @@ def converters(args: argparse.Namespace) -> dict[str, Callable[[nn.Module], obje
     return found | {f"torchao {r}": torchaos(r) for r in TORCHAO if r in args.sides}
 
 
-def compile_blocks(model: Stack, *, fullgraph: bool) -> None:
+def compile_blocks(model: Stack, name: str) -> None:
     """One compiled function for all blocks of a side, with code of its own: the compiler keeps what
     it made by code, and sides would push each other out."""
-    plain = Block.forward
-    own = types.FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__)
-    compiled = torch.compile(own, fullgraph=fullgraph)
+    forward = Block.forward
+    own = types.FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
+    plain = name == "bf16" or name.startswith("torchao") or name.endswith(":plain")
+    options = None if plain else compile_options()
+    compiled = torch.compile(own, fullgraph=not name.startswith("torchao"), options=options)
     for block in model.blocks:
         block.forward = types.MethodType(compiled, block)
-
-
-@contextlib.contextmanager
-def unchanged() -> Iterator[None]:
-    """What is compiled inside goes without the pass that saves less, and into no cache."""
-    save_less = recomputation.save_less
-    recomputation.save_less = lambda graph: None
-    try:
-        with torch.compiler.config.patch(force_disable_caches=True):
-            yield
-    finally:
-        recomputation.save_less = save_less
 
 
 class Side:
@@ -202,11 +191,10 @@ def measured(mode: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             model = Stack(shape, state, args.device)
             convert(model)
             if mode == "compiled":
-                compile_blocks(model, fullgraph=not name.startswith("torchao"))
+                compile_blocks(model, name)
             side = Side(model, (x, *turn), dy)
             start = time.perf_counter()
-            with unchanged() if name.endswith(":plain") else contextlib.nullcontext():
-                found = side.run()
+            found = side.run()
             seconds = time.perf_counter() - start
             if wanted is None:
                 wanted = found

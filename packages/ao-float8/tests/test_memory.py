@@ -17,7 +17,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch.utils.checkpoint import checkpoint
 
-from ao_float8 import Float8LinearConfig, convert_to_float8_training, linear
+from ao_float8 import compile_options, Float8LinearConfig, convert_to_float8_training, linear
 from ao_float8.attention_output import source_of
 from ao_float8.cast_cache import GRADIENTS, INPUTS
 from ao_float8.config import RECIPES
@@ -158,9 +158,7 @@ def compiled(config: Float8LinearConfig | None, *, changed: bool = True) -> tupl
     graphs: list[tuple[int, torch.fx.GraphModule]] = []
 
     def partition(joint: Any, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
-        ours = torch._inductor.config.joint_custom_post_pass
-        assert config is None or ours is not None  # a layer was traced
-        with torch._inductor.config.patch(joint_custom_post_pass=ours if changed else None):
+        with torch._inductor.config.patch(compile_options() if changed else {}):
             joint_graph_passes(joint)
         parts = min_cut_rematerialization_partition(
             joint, args, num_fwd_outputs=num_fwd_outputs, **kwargs
@@ -211,3 +209,15 @@ def test_compiled_recompute_casts_saves_no_input(ops: None) -> None:
     assert after == 2 * M * (5 * K + 2 * FF) + 4 * n_heads * M
     assert casts.count("columns") >= 4
     assert compiled(config, changed=False)[0] > after
+
+
+def test_options_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile takes them and calls the pass; what it had before is there again."""
+    calls = []
+    monkeypatch.setattr(recomputation, "save_less", lambda graph: calls.append(graph))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    module, x = block(RECIPES["rowwise"]), inputs()
+    torch._dynamo.reset()
+    torch.compile(module, fullgraph=True, options=compile_options())(x).sum().backward()
+    assert len(calls) == 1
+    assert torch._inductor.config.joint_custom_post_pass is None

@@ -11,6 +11,7 @@ from .config import Float8LinearConfig
 from .convert import convert_to_float8_training
 from .fsdp import precompute_float8_dynamic_scale_for_fsdp
 from .linear import Float8Linear
+from .recomputation import compile_options
 
 try:
     __version__ = version("ao-float8")
@@ -21,6 +22,7 @@ __all__ = [
     "Float8Linear",
     "Float8LinearConfig",
     "__version__",
+    "compile_options",
     "convert_to_float8_training",
     "float8_checkpoint_contexts",
     "keep_float8_casts",

@@ -53,8 +53,8 @@ class Float8LinearConfig(AOBaseConfig):
                                         parameter, for gradient accumulation and recomputation
                                 "off"   nothing
     recompute_casts             inputs are saved as they are, and cast again in backward. Less
-                                memory under torch.compile, where none is saved: they are made anew
-                                from what is saved anyway. Else more
+                                memory under torch.compile(options=compile_options()), where none
+                                is saved: they are made anew from what is saved anyway. Else more
     enable_fsdp_float8_all_gather
                                 FSDP2 gathers weights as codes; tensorwise only
     emulate                     run on devices that cannot multiply the codes (CPUs, older GPUs):

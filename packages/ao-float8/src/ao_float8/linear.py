@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import recomputation
 from .attention_output import Source, source_of
 from .cast_cache import GRADIENTS, INPUTS, LastCast, WeightCodes
 from .cast_tensor import CastTensor, codes_of
@@ -160,8 +159,6 @@ def _linear(
     dtype: torch.dtype,
     kept: WeightCodes | None,
 ) -> Tensor:
-    if is_compiling():
-        recomputation.install()
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
     grad = torch.is_grad_enabled()

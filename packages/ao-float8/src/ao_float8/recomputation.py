@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["install", "save_less"]
+__all__ = ["compile_options", "save_less"]
 
 aten = torch.ops.aten
 _CASTS = (
@@ -34,18 +34,14 @@ _COPIES = ("clone", "_to_copy", "convert_element_type")  # and casts of dtypes: 
 _SMALL = 16  # a tensor of fewer elements than a 16th of what is made of it is saved: of reductions
 
 
-def install() -> bool:
-    """Let Inductor call `save_less`, unless it has a pass of the user's in that place already."""
-    from torch._inductor import config  # takes two seconds, where nobody compiles
+def compile_options() -> dict[str, Any]:
+    """Options of `torch.compile` with which a float8 model trains in less memory (`save_less`):
 
-    if config.joint_custom_post_pass is None:
-        config.joint_custom_post_pass = _inductor_pass()
-    return True
+    torch.compile(model, options=compile_options())
 
-
-# What torch.compiler.assume_constant_result sets: it runs while a layer is traced. That function
-# would import the compiler with this module.
-install._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    For others beside them, `options={**compile_options(), ...}`.
+    """
+    return {"joint_custom_post_pass": _inductor_pass()}
 
 
 @cache
