@@ -4,14 +4,15 @@ train as in one process; so do experts that are spread over ranks."""
 from __future__ import annotations
 
 import io
-from itertools import product
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from parallel_training import same
 from sharded_training import device, equal, ordinary_reports, trained_by, values
 from torch import Tensor, nn
 
+from ao_core.errors import ConversionError
 from ao_float8.experts import (
     Float8Experts,
     convert_experts_to_float8_training,
@@ -110,14 +111,18 @@ def whole(t: Tensor) -> Tensor:
 
 
 def check_experts() -> None:
-    """Every bit is that of one process where the mean of gradients is exact (two ranks), and that of
-    float8_grouped_mm under FSDP2 where it is not, and where ranks have tokens of their own."""
+    """Every bit is that of one process where means of gradients are exact (two ranks), and that of
+    products called under FSDP2 where they are not, and where ranks have tokens of their own."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     world, rank = dist.get_world_size(), dist.get_rank()
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    cases = product((2 * world, 2 * world + 1, 1), (None, mixed), (True, False))
-    for E, policy, reshard in cases:
+    for E, policy, reshard in (
+        (2 * world + 1, mixed, True),
+        (2 * world, None, False),
+        (1, mixed, False),  # fewer than ranks
+        (world, None, True),
+    ):
         dtype = torch.bfloat16 if policy else torch.float32
         options = {"reshard_after_forward": reshard, **({"mp_policy": policy} if policy else {})}
         found = trained(sharded(model(E), **options), E, dtype)
@@ -128,6 +133,48 @@ def check_experts() -> None:
             for kind in (Experts, Called)
         ]
         assert equal(*own), (E, options)
+
+
+def check_memory() -> None:
+    """Behind forward no rank has all experts, neither as they are nor as codes."""
+    layers = sharded(model(5))
+    saved: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = layers(values(M, D, seed=0), offsets_of(5))
+    layers.reshard()  # FSDP2 keeps the outermost module, which has none of them
+    experts = [t for t in saved if t.dim() == 3]
+    assert [t.untyped_storage().nbytes() for t in experts] == [0, 0]
+    y.sum().backward()
+
+
+def check_other_ways() -> None:
+    """Parameters on the CPU, compiled, recomputed in backward, and DDP."""
+    from torch.distributed.fsdp import CPUOffloadPolicy
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.utils.checkpoint import checkpoint
+
+    E = 2 * dist.get_world_size() + 1
+    x, offsets = values(M, D, seed=dist.get_rank()).requires_grad_(), offsets_of(E)
+
+    def gradients(layers: nn.Module, *, recompute: bool = False) -> list[Tensor]:
+        y = checkpoint(layers, x, offsets, use_reentrant=False) if recompute else layers(x, offsets)
+        y.square().sum().backward()
+        return [local(p.grad).to(device()) for p in layers.parameters()]
+
+    wanted = gradients(sharded(model(E)))
+    assert equal(gradients(sharded(model(E)), recompute=True), wanted)
+    offload = CPUOffloadPolicy(pin_memory=device() == "cuda")
+    assert equal(gradients(sharded(model(E), offload_policy=offload)), wanted)
+    compiled = model(E)
+    compiled.experts.compile(backend="aot_eager", fullgraph=True)
+    assert equal(gradients(sharded(compiled)), wanted)
+    replicated, called = (DistributedDataParallel(model(E, kind)) for kind in (Experts, Called))
+    assert equal(gradients(replicated), gradients(called))
 
 
 def check_dimension_and_hybrid() -> None:
@@ -216,7 +263,7 @@ def check_meta_frozen_and_empty() -> None:
 
 
 def check_expert_parallel() -> None:
-    """Each rank has some of the experts, alone and inside of FSDP2."""
+    """Each rank has some of the experts, alone and inside of FSDP2; converted before that only."""
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -227,6 +274,12 @@ def check_expert_parallel() -> None:
         alone, spread = model(E, Called).experts, model(E).experts
         for name, p in list(spread.named_parameters()):
             setattr(spread, name, nn.Parameter(distribute_tensor(p, mesh["ep"], [Shard(0)])))
+        try:
+            convert_experts_to_float8_training(spread, config=trained_by("rowwise"))
+        except ConversionError as error:
+            assert "is trained in float8 already" in str(error)
+        else:
+            raise AssertionError("nothing was said")
         if inside:
             fully_shard(spread, mesh=mesh["dp"])
         offsets, x = offsets_of(E), values(M, D, seed=0)
@@ -236,21 +289,33 @@ def check_expert_parallel() -> None:
         first, last = ends[2 * rank], ends[2 * rank + 2]
         y = spread(x[first:last], offsets[2 * rank : 2 * rank + 2] - first)
         y.square().sum().backward()
-        assert torch.equal(y, wanted[first:last])
+        assert same(y, wanted[first:last])
         for one, other in zip(spread.parameters(), alone.parameters(), strict=True):
-            assert torch.equal(one.grad.full_tensor(), other.grad), inside
+            assert same(one.grad.full_tensor(), other.grad), inside
         torch.optim.AdamW(spread.parameters()).step()
-        torch.optim.AdamW(alone.parameters()).step()
-        for one, other in zip(spread.parameters(), alone.parameters(), strict=True):
-            assert torch.equal(one.full_tensor(), other), inside
+        assert all(isinstance(local(p), Float8Experts) for p in spread.parameters())
+
+
+def check_order() -> None:
+    """Experts become float8 before they are sharded."""
+    layers = sharded(Model(3, Experts).to(device()))
+    try:
+        convert_experts_to_float8_training(layers, config=trained_by("rowwise"))
+    except ConversionError as error:
+        assert "convert experts before fully_shard" in str(error)
+    else:
+        raise AssertionError("nothing was said")
 
 
 EXPERT_CHECKS = (
     check_experts,
+    check_memory,
+    check_other_ways,
     check_dimension_and_hybrid,
     check_checkpoint_of_experts,
     check_meta_frozen_and_empty,
     check_expert_parallel,
+    check_order,
 )
 
 

@@ -17,7 +17,7 @@ from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
 from ao_core.report import Report, Row
 
 from .config import Float8LinearConfig
-from .grouped_products import float8_grouped_mm
+from .grouped_products import float8_grouped_mm, grouped_mm_of
 from .wrapped import WrappedParameter, local_of, unwrapped, with_local
 
 __all__ = ["Float8Experts", "convert_experts_to_float8_training", "float8_grouped_mm"]
@@ -28,22 +28,25 @@ class Float8Experts(WrappedParameter):
 
     `torch.nn.functional.grouped_mm(x, w.mT, offs=...)`, with or without `.mT`, calls
     `float8_grouped_mm`; everything else sees an ordinary tensor.
+
+    gathered: by FSDP2, which frees the memory behind forward. Codes for backward would stay, of all
+    experts on every rank: they are cast again instead.
     """
 
-    def __init__(self, inner: Tensor, config: Float8LinearConfig) -> None:
-        self.plain, self.config = inner, config
+    def __init__(self, inner: Tensor, config: Float8LinearConfig, gathered: bool = False) -> None:
+        self.plain, self.config, self.gathered = inner, config, gathered
 
     def _like(self, inner: Tensor, *, shares_memory: bool) -> "Float8Experts":
-        return Float8Experts(inner, self.config)
+        return Float8Experts(inner, self.config, self.gathered and shares_memory)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
-        return ["plain"], self.config
+        return ["plain"], (self.config, self.gathered)
 
     @staticmethod
     def __tensor_unflatten__(
-        inner: dict[str, Tensor], config: Any, outer_size: Any, outer_stride: Any
+        inner: dict[str, Tensor], plan: Any, outer_size: Any, outer_stride: Any
     ) -> "Float8Experts":
-        return Float8Experts(inner["plain"], config)
+        return Float8Experts(inner["plain"], *plan)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # a pickled model trains in float8 still
         is_parameter = isinstance(self, nn.Parameter)
@@ -89,10 +92,17 @@ class Float8Experts(WrappedParameter):
         (w,), (outer_size,) = gathered, metadata
         # of shards of another dimension than the first, FSDP2 gives the shape of the shards
         whole = w.view(-1)[: outer_size.numel()].view(outer_size)
-        return Float8Experts(whole, self.config), (w,)
+        return Float8Experts(whole, self.config, True), (w,)
 
 
 _GROUPED: set[Any] = {F.grouped_mm, torch._grouped_mm}
+
+
+def _know_transformers() -> None:
+    """Its op for compiled experts that are not bfloat16, once it is imported."""
+    op = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+    if op is not None:
+        _GROUPED.update((op, op.default))
 
 
 class _Plain(torch.autograd.Function):
@@ -122,13 +132,16 @@ def _grouped(
             "experts that are trained in float8 are multiplied by "
             "grouped_mm(x, w.mT, offs=offs), x (M, K), without a bias"
         )
-    y = float8_grouped_mm(x, _Plain.apply(w_EKN).mT, offs, w_EKN.config)
+    config = w_EKN.config
+    holds = config.weight_cache != "off" and not w_EKN.gathered
+    y = grouped_mm_of(x, _Plain.apply(w_EKN).mT, offs, config, holds=holds)
     return y if out_dtype is None else y.to(out_dtype)
 
 
 def _wrapped(
     w: Tensor, config: Float8LinearConfig, requires_grad: bool, is_parameter: bool = True
 ) -> Any:
+    _know_transformers()
     made = Float8Experts(w.detach(), config)
     return nn.Parameter(made, requires_grad) if is_parameter else made
 
@@ -193,6 +206,12 @@ def convert_experts_to_float8_training(
     config = Float8LinearConfig.from_recipe_name("rowwise") if config is None else config
     if config.scaling != "rowwise":
         raise ConfigError(f"experts are trained with scaling='rowwise', got {config.scaling!r}")
+    called = getattr(getattr(model, "config", None), "_experts_implementation", "grouped_mm")
+    if called not in ("grouped_mm", None):
+        raise ConversionError(
+            f"the model multiplies its experts by {called!r}, which is not grouped; call "
+            "model.set_experts_implementation('grouped_mm') before"
+        )
     rows: list[Row] = []
     reached: set[int] = set()
     made: dict[int, Any] = {}  # parameters that modules share stay one
@@ -206,13 +225,11 @@ def convert_experts_to_float8_training(
                 raise ConversionError(f"{full}: is trained in float8 already")
             if local_of(parameter) is not parameter:
                 raise ConversionError(
-                    f"{full}: is a DTensor; convert experts before fully_shard and distribute_tensor"
+                    f"{full}: is a DTensor; convert experts before fully_shard or distribute_tensor"
                 )
             chosen = parameter_filter_fn is None or parameter_filter_fn(module, full)
             if chosen:
-                made.setdefault(
-                    id(parameter), _wrapped(parameter, config, parameter.requires_grad)
-                )
+                made.setdefault(id(parameter), _wrapped(parameter, config, parameter.requires_grad))
                 new.setdefault(module, {})[name] = made[id(parameter)]
             size = 0 if id(parameter) in reached else parameter.nbytes
             reached.add(id(parameter))

@@ -46,6 +46,13 @@ def float8_grouped_mm(
     ValueError for shapes that do not fit, RuntimeError on devices that cannot multiply float8.
     """
     config = Float8LinearConfig.from_recipe_name("rowwise") if config is None else config
+    return grouped_mm_of(x, w_ENK, offsets, config, holds=config.weight_cache != "off")
+
+
+def grouped_mm_of(
+    x: Tensor, w_ENK: Tensor, offsets: Tensor, config: Float8LinearConfig, *, holds: bool
+) -> Tensor:
+    """`float8_grouped_mm`. holds: codes of w, until backward; else w is saved and cast again."""
     _check(x, w_ENK, offsets, config)
     check_device(config.scaling, x.device, emulate=config.emulate)
     device = x.device.type
@@ -53,8 +60,8 @@ def float8_grouped_mm(
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype)
-    return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype)
+            return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype, holds)
+    return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype, holds)
 
 
 def _check(x: Tensor, w_ENK: Tensor, offsets: Tensor, config: Float8LinearConfig) -> None:
@@ -87,6 +94,7 @@ class _GroupedProducts(torch.autograd.Function):
         offsets: Tensor,
         config: Float8LinearConfig,
         dtype: torch.dtype,
+        holds: bool,
     ) -> Tensor:
         needs_x, needs_w = ctx.needs_input_grad[:2]
         M, (_, N, K) = x.shape[0], w_ENK.shape
@@ -95,12 +103,13 @@ class _GroupedProducts(torch.autograd.Function):
         x8 = quantize_grouped_both(
             x, config.input_dtype, offsets, p2, "both" if columns else "rows"
         )
-        w8 = quantize_rowwise_both(w_ENK, config.weight_dtype, p2, "both" if needs_x else "rows")
+        outputs = "both" if needs_x and holds else "rows"
+        w8 = quantize_rowwise_both(w_ENK, config.weight_dtype, p2, outputs)
         multiply = _multiply(float8_grouped_matmul, config, offsets)
         y = multiply(x8[0][:M], x8[1][:M], w8[0], w8[1], offsets, dtype, config.use_fast_accum)
         exact = x.to(dtype) if needs_w and not columns else None
         found = (x8[2], x8[3], x8[4]) if columns else (exact, None, None)
-        held = (w8[2], w8[3]) if needs_x else (None, None)
+        held = (w8[2], w8[3]) if needs_x and holds else (w_ENK if needs_x else None, None)
         ctx.save_for_backward(*found, *held, offsets)
         ctx.config, ctx.sizes, ctx.dtypes = config, (M, N, K), (x.dtype, w_ENK.dtype)
         return _cut(y, N)
@@ -110,7 +119,7 @@ class _GroupedProducts(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         config, (M, N, K) = ctx.config, ctx.sizes
         needs_x, needs_w = ctx.needs_input_grad[:2]
-        x_saved, x_scale, ends, w_codes, w_scale, offsets = ctx.saved_tensors
+        x_saved, x_scale, ends, w_saved, w_scale, offsets = ctx.saved_tensors
         columns = needs_w and not config.grad_weight_in_high_precision
         dx = dw = None
         if needs_x or columns:
@@ -118,8 +127,11 @@ class _GroupedProducts(torch.autograd.Function):
             p2 = config.round_scales_to_power_of_2
             dy8 = quantize_grouped_both(dy, config.grad_output_dtype, offsets, p2, outputs)
         if needs_x:
+            if w_scale is None:
+                w8 = quantize_rowwise_both(w_saved, config.weight_dtype, p2, "columns")
+                w_saved, w_scale = w8[2:]
             multiply = _multiply(float8_grouped_matmul, config, offsets)
-            dx = _cut(multiply(dy8[0][:M], dy8[1][:M], w_codes, w_scale, offsets, ctx.dtypes[0]), K)
+            dx = _cut(multiply(dy8[0][:M], dy8[1][:M], w_saved, w_scale, offsets, ctx.dtypes[0]), K)
         if columns:
             multiply = _multiply(float8_grouped_wgrad, config, offsets)
             dw = multiply(dy8[2], dy8[3], x_saved, x_scale, ends, ctx.dtypes[1])
@@ -128,7 +140,7 @@ class _GroupedProducts(torch.autograd.Function):
             # torch's product takes rows of multiples of 16 bytes
             dy, x_saved = (F.pad(t, (0, -t.shape[1] % 8)) for t in (dy, x_saved))
             dw = F.grouped_mm(dy.t(), x_saved, offs=offsets)[:, :N, :K].to(ctx.dtypes[1])
-        return dx, dw, None, None, None
+        return dx, dw, None, None, None, None
 
 
 def _multiply(op: Any, config: Float8LinearConfig, x: Tensor) -> Any:

@@ -14,8 +14,8 @@ aten = torch.ops.aten
 
 
 class WrappedParameter(Tensor):
-    """`plain` is the memory. Views and copies of a parameter keep the class, so that shards do; what
-    is computed from it is an ordinary tensor."""
+    """`plain` is the memory. Views and copies keep the class, so that shards do; what is computed
+    from it is an ordinary tensor."""
 
     plain: Tensor
 
