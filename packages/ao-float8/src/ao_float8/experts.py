@@ -149,7 +149,7 @@ def _wrapped(
 def _save_ordinary(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     """State dicts hold ordinary tensors; of parameters, where keep_vars asks for these."""
     for name in module._parameters:
-        value = state.get(f"{prefix}{name}")
+        value: Any = state.get(f"{prefix}{name}")
         if isinstance(local_of(value), Float8Experts) and not isinstance(value, nn.Parameter):
             state[f"{prefix}{name}"] = unwrapped(value)
 

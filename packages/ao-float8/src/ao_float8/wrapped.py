@@ -51,7 +51,7 @@ class WrappedParameter(Tensor):
             memo[id(self)] = nn.Parameter(new, self.requires_grad) if is_parameter else new
         return memo[id(self)]
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
