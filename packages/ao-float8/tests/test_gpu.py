@@ -167,7 +167,7 @@ def test_experts_are_those_of_the_cpu(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", ["rowwise", "rowwise_with_gw_hp"])
 def test_experts_that_hold_nothing_and_are_compiled(recipe: str) -> None:
-    """Codes that are cast again in backward are those that are held, and a compiler changes none."""
+    """Codes that are cast again in backward are those that are held, also under a compiler."""
     offsets = torch.tensor([100, 100, 350, 500], dtype=torch.int32, device="cuda")
     x = torch.randn(500, 128, device="cuda").bfloat16()
     w = torch.randn(4, 96, 128, device="cuda").bfloat16()
