@@ -23,6 +23,7 @@ from ao_optim import (
     Lion8bit,
     StateOffloadOptimizer,
 )
+from ao_optim.transfers import Arrival, Transfers
 
 BASES: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "AdamW8bit": (AdamW8bit, {"lr": 1e-2, "bf16_stochastic_round": True, "seed": 5}),
@@ -110,6 +111,50 @@ def test_torchs_adam_is_fused_unless_told() -> None:
     two, _ = trained(partial(CPUOffloadOptimizer, lr=1e-2))
     assert bits(two.parameters()) == bits(one.parameters())
     assert "fused" not in CPUOffloadOptimizer(model().parameters(), AdamW8bit).param_groups[0]
+
+
+class Late(Transfers):
+    """New weights replace the old ones in `join` only, as on a device that is still busy."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.reads = 0
+
+    def fetch(self, source: Tensor, target: Tensor, *, norm: bool = False, **more: Any) -> Arrival:
+        self.reads += not norm  # a parameter's, not a gradient's
+        return super().fetch(source, target, norm=norm, **more)
+
+    def send(self, source: Tensor, target: Tensor, *, after: Any) -> None:
+        self.waiting.append((source.clone(), target))
+
+    def join(self) -> None:
+        for new, old in self.waiting:
+            old.copy_(new)
+        self.waiting.clear()
+
+
+def test_new_weights_may_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies on the CPU know that they are the same, and an error leaves none behind."""
+    late = Late()
+    monkeypatch.setattr("ao_optim.offload.transfers_of", lambda device: late)
+    monkeypatch.setattr("ao_optim.offload.BATCH", 1)
+    make = partial(CPUOffloadOptimizer, optimizer_class=AdamW8bit, lr=1e-2)
+    one, _ = trained(partial(AdamW8bit, lr=1e-2))
+    two, optimizer = trained(make)
+    assert bits(two.parameters()) == bits(one.parameters())
+    assert late.reads == len(list(two.parameters()))  # when the optimizer was built
+
+    backward(two, 0)
+    optimizer.param_groups[1]["lr"] = "fast"
+    before = bits(two.parameters())
+    with pytest.raises(TypeError):
+        optimizer.step()
+    assert not late.waiting
+    optimizer.param_groups[1]["lr"] = 1e-2
+    optimizer.zero_grad()
+    backward(two, 1)
+    optimizer.step()
+    assert late.reads == len(before) and bits(two.parameters()) != before
 
 
 @modes
@@ -419,9 +464,10 @@ def test_bits_on_a_gpu(name: str, mode: Any) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["gradients go", "state in backward"])
-def test_memory_on_a_gpu(mode: str) -> None:
+def test_memory_on_a_gpu(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """128 layers of 8 MB: gradients would take 1 GB more, the state 2 GB in bfloat16, 1 in 8 bits.
     Some 0.25 GB of gradients, and as much of state, may be under way."""
+    monkeypatch.setattr("ao_optim.transfers.STAGED", 64 << 20)
     net = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(128))).bfloat16().cuda()
     weights = sum(p.nbytes for p in net.parameters())
     x = torch.randn(64, 2048, device="cuda", dtype=torch.bfloat16)
@@ -438,3 +484,32 @@ def test_memory_on_a_gpu(mode: str) -> None:
     assert weights == 1 << 30
     assert peak < 1.9 * weights
     assert torch.cuda.memory_allocated() < 1.3 * weights
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("staged", [0, 5 << 20, 1 << 30])
+def test_weights_are_read_until_the_device_has_ended(
+    staged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 weights of 2 MB that the device will read 50 ms later: old values until then, whether their
+    new ones are on the device already (all, or 2 of them) or not."""
+    monkeypatch.setattr("ao_optim.transfers.STAGED", staged)
+    monkeypatch.setattr("ao_optim.offload.BATCH", 1)
+    nets = [wide("cpu"), wide("cuda")]
+    plain = AdamW8bit(nets[0].parameters(), lr=1e-2)
+    optimizer = CPUOffloadOptimizer(
+        nets[1].parameters(), AdamW8bit, offload_gradients=True, lr=1e-2
+    )
+    for step in range(3):
+        old = [p.detach().clone() for p in nets[0].parameters()]
+        for net in nets:
+            for place, layer in enumerate(net):
+                g = values(1024, 1024, seed=10 * step + place).to(layer.weight.device)
+                (layer.weight.float() * g).sum().backward()
+        torch.cuda._sleep(100_000_000)
+        read = [p.detach().clone() for p in nets[1].parameters()]
+        for each in (plain, optimizer):
+            each.step()
+            each.zero_grad()
+        assert bits(read) == bits(old)
+        assert bits(nets[1].parameters()) == bits(nets[0].parameters()) != bits(old)

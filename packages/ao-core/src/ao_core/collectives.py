@@ -18,20 +18,37 @@ __all__: list[str] = []
 if dist.is_available():
     c10d, functional = torch.ops.c10d, torch.ops._c10d_functional
 
+    # Both are asked for a work, whatever the caller wants: without one, NCCL gives a null pointer,
+    # whose wait() ends the process.
+
     @QTensor.implements(c10d.scatter_.default)
-    def _scatter_(outputs: list[QTensor], inputs: list[list[QTensor]], *rest: Any) -> Any:
+    def _scatter_(
+        outputs: list[QTensor],
+        inputs: list[list[QTensor]],
+        group: Any,
+        root: int,
+        async_op: bool = True,
+        timeout: int = -1,
+    ) -> Any:
         work: Any = None
         for name, out in outputs[0].tensors().items():
             parts = [[bits(part.tensors()[name].contiguous()) for part in each] for each in inputs]
-            _, work = c10d.scatter_.default([bits(out)], parts, *rest)
+            _, work = c10d.scatter_.default([bits(out)], parts, group, root, True, timeout)
             work.wait()  # the caller waits for one work only, and gloo runs several at a time
         return outputs, work
 
     @QTensor.implements(c10d.broadcast_.default)
-    def _broadcast_(tensors: list[QTensor], *rest: Any) -> Any:
+    def _broadcast_(
+        tensors: list[QTensor],
+        group: Any,
+        root: int,
+        root_tensor: int,
+        async_op: bool = True,
+        timeout: int = -1,
+    ) -> Any:
         work: Any = None
         for t in tensors[0].tensors().values():
-            _, work = c10d.broadcast_.default([bits(t)], *rest)
+            _, work = c10d.broadcast_.default([bits(t)], group, root, root_tensor, True, timeout)
             work.wait()
         return tensors, work
 

@@ -286,13 +286,19 @@ class CPUOffloadOptimizer(Optimizer):
         self._give_options()
         self._collect()
         marks = {each: each.mark() for each in self._transfers.values()}
-        with self._scale_in_base():
-            for batch in _batches(list(self._waiting)):
-                self._update(batch, marks)
+        sent: list[_Lane] = []
+        try:
+            with self._scale_in_base():
+                for batch in _batches(list(self._waiting)):
+                    self._update(batch, marks)
+                    sent += batch
+        finally:
+            for transfers in self._transfers.values():
+                transfers.join()
+            for lane in sent:
+                lane.version = local_part(lane.parameter.detach())._version
         self._waiting.clear()
         self._scale = 1.0
-        for transfers in self._transfers.values():
-            transfers.join()
         self._link_state()
         return loss
 
@@ -344,7 +350,6 @@ class CPUOffloadOptimizer(Optimizer):
         for lane in batch:
             part = local_part(lane.parameter.detach())
             lane.transfers.send(local_part(lane.host.detach()), part, after=marks[lane.transfers])
-            lane.version = part._version
 
     # --- state
 
