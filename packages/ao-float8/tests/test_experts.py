@@ -228,6 +228,10 @@ def test_views_are_experts_too() -> None:
         assert torch.equal(found, float8_grouped_mm(x, view(wanted), offsets, config))
     with pytest.raises(UnsupportedOpError, match=r"without a bias"):
         F.grouped_mm(x, model.w.mT, offs=offsets, bias=torch.zeros(2, 48))
+    by_position = torch._grouped_mm(x, model.w.mT, offsets)
+    assert torch.equal(by_position, float8_grouped_mm(x, wanted, offsets, config))
+    with torch._C.DisableTorchFunctionSubclass(), pytest.raises(UnsupportedOpError, match="local"):
+        F.grouped_mm(x, model.w.mT, offs=offsets)
 
 
 def test_codes_of_weights_are_not_held() -> None:

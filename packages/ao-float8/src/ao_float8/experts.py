@@ -59,6 +59,17 @@ class Float8Experts(WrappedParameter):
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in _GROUPED:  # as of a DTensor, whose products would be in high precision
+            raise UnsupportedOpError(
+                "experts that are trained in float8 are multiplied as this rank's part: call "
+                "grouped_mm with parameter.to_local()"
+            )
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
     # --- what FSDP2 asks
 
     def fsdp_pre_all_gather(
@@ -95,7 +106,7 @@ class Float8Experts(WrappedParameter):
         return Float8Experts(whole, self.config, True), (w,)
 
 
-_GROUPED: set[Any] = {F.grouped_mm, torch._grouped_mm}
+_GROUPED: set[Any] = {F.grouped_mm, torch._grouped_mm, torch.ops.aten._grouped_mm.default}
 
 
 def _know_transformers() -> None:
@@ -121,7 +132,6 @@ class _Plain(torch.autograd.Function):
 def _grouped(
     x: Tensor,
     w_EKN: Any,
-    *,
     offs: Tensor | None = None,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
