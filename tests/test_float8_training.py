@@ -1,5 +1,5 @@
-"""What of ao-float8's examples needs more than the package declares: Transformers' Trainer, and the
-picture of the loss curves."""
+"""What of ao-float8 needs more than it declares: examples with the Trainer of Transformers and the
+picture of losses, and experts of Transformers, also with an optimizer of ao-optim."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from ao_core.testing.sharding_contract import run_two_processes
+
+TESTS = Path(__file__).resolve().parent
 EXAMPLES = Path(__file__).resolve().parents[1] / "packages/ao-float8/examples"
 
 
 @pytest.fixture(autouse=True)
 def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), str(TESTS), *sys.path])
 
 
 @pytest.mark.filterwarnings("ignore")  # of Transformers and accelerate
@@ -55,3 +58,22 @@ def test_picture_of_losses(tmp_path: Path) -> None:
     curves.write_text(json.dumps(runs))
     assert train_llama.main(["--draw", str(curves), str(picture)]) == runs
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+
+
+def test_mixture_of_experts_sharded() -> None:
+    import moe_training
+
+    run_two_processes(moe_training.train_sharded)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Transformers under a compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixture_of_experts_compiled(dtype: torch.dtype) -> None:
+    """Compiled, Transformers calls an op of its own in float32, and torch's in bfloat16."""
+    import moe_training
+
+    ordinary, model = moe_training.mixtral().to(dtype), moe_training.converted().to(dtype)
+    exact, wanted = (m(input_ids=moe_training.tokens()).logits for m in (ordinary, model))
+    assert not torch.equal(exact, wanted)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.equal(compiled(input_ids=moe_training.tokens()).logits, wanted)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import types
 
 import pytest
 import torch
@@ -165,9 +167,105 @@ def test_parameters_of_a_model() -> None:
     assert isinstance(model.down_proj, Float8Experts)
     assert not torch.equal(before, model.down_proj.detach())
     plain.load_state_dict(model.state_dict())
-    with pytest.raises(UnsupportedOpError, match=r"FSDP2 cannot shard them"):
-        torch.chunk(model.down_proj, 2)
     with pytest.raises(ConversionError, match=r"trained in float8 already"):
+        convert_experts_to_float8_training(model)
+
+
+def gradients(model: nn.Module, x: Tensor, offsets: Tensor) -> list[Tensor]:
+    y = model(x, offsets)
+    y.square().sum().backward()
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    return [y.detach(), *found]
+
+
+def same(found: list[Tensor], wanted: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_parameters_stay_experts() -> None:
+    """Behind what a training run does to a model."""
+    model = Experts()
+    before = model.state_dict()
+    convert_experts_to_float8_training(model, config=emulated("rowwise"))
+    assert model.down_proj.plain.data_ptr() == before["down_proj"].data_ptr()
+    x, offsets = torch.randn(24, 32), torch.tensor([9, 24], dtype=torch.int32)
+    wanted = gradients(model, x, offsets)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert same(gradients(other, x, offsets), wanted)
+        assert other.down_proj.plain.data_ptr() != before["down_proj"].data_ptr()
+    model.load_state_dict({name: value.clone() for name, value in before.items()}, assign=True)
+    assert isinstance(model.down_proj, nn.Parameter)
+    assert same(gradients(model, x, offsets), wanted)
+    assert {type(v) for v in model.state_dict().values()} == {Tensor}
+    assert isinstance(model.state_dict(keep_vars=True)["down_proj"], Float8Experts)
+    half = model.to(torch.bfloat16)
+    assert isinstance(half.down_proj, Float8Experts) and half.down_proj.dtype == torch.bfloat16
+    assert half(x.bfloat16(), offsets).dtype == torch.bfloat16
+
+
+def test_parameters_under_a_compiler() -> None:
+    model = Experts()
+    convert_experts_to_float8_training(model, config=emulated("rowwise"))
+    x, offsets = torch.randn(24, 32), torch.tensor([9, 24], dtype=torch.int32)
+    wanted = gradients(model, x, offsets)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert same(gradients(compiled, x, offsets), wanted)
+
+
+def test_views_are_experts_too() -> None:
+    config = emulated("rowwise")
+    model = nn.Module()
+    model.w = nn.Parameter(torch.randn(2, 48, 32))
+    wanted = model.w.detach()
+    convert_experts_to_float8_training(model, config=config)
+    x, offsets = torch.randn(24, 32), torch.tensor([9, 24], dtype=torch.int32)
+    for view in (lambda w: w[:, :16], lambda w: w.chunk(3, 1)[0], lambda w: w.narrow(1, 0, 16)):
+        found = F.grouped_mm(x, view(model.w).permute(0, 2, 1), offs=offsets)
+        assert torch.equal(found, float8_grouped_mm(x, view(wanted), offsets, config))
+    with pytest.raises(UnsupportedOpError, match=r"without a bias"):
+        F.grouped_mm(x, model.w.mT, offs=offsets, bias=torch.zeros(2, 48))
+    by_position = torch._grouped_mm(x, model.w.mT, offsets)
+    assert torch.equal(by_position, float8_grouped_mm(x, wanted, offsets, config))
+    with torch._C.DisableTorchFunctionSubclass(), pytest.raises(UnsupportedOpError, match="local"):
+        F.grouped_mm(x, model.w.mT, offs=offsets)
+
+
+def test_codes_of_weights_are_not_held() -> None:
+    """Where the config says so: cast again in backward, to the same bits."""
+    results, sizes = [], []
+    for cache in ("pass", "off"):
+        torch.manual_seed(0)
+        model = Experts()
+        convert_experts_to_float8_training(model, config=emulated("rowwise", weight_cache=cache))
+        x, offsets = torch.randn(24, 32), torch.tensor([9, 24], dtype=torch.int32)
+        x.requires_grad_()
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: (saved.append(t), t)[1], lambda t: t
+        ):
+            model(x, offsets)
+        sizes.append(sum(t.nbytes for t in saved if t.dim() == 3 and t.itemsize == 1))
+        results.append([*gradients(model, x, offsets), x.grad])
+    assert sizes == [2 * 48 * 32 + 2 * 32 * 32, 0]  # padded to multiples of 16
+    assert same(*results)
+
+
+def test_shared_parameters_stay_shared() -> None:
+    one, other = Experts(), Experts()
+    other.down_proj = one.down_proj
+    model = nn.ModuleList([one, other])
+    convert_experts_to_float8_training(model, config=emulated("rowwise"))
+    assert one.down_proj is other.down_proj and len(list(model.parameters())) == 3
+
+
+def test_models_that_do_not_group_are_refused() -> None:
+    model = Experts()
+    model.config = types.SimpleNamespace(_experts_implementation="eager")
+    with pytest.raises(ConversionError, match=r"set_experts_implementation\('grouped_mm'\)"):
         convert_experts_to_float8_training(model)
 
 

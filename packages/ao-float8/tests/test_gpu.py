@@ -7,12 +7,13 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from layers import EMULATED
 from torch import Tensor, nn
 
 from ao_float8 import Float8Linear, Float8LinearConfig, convert_to_float8_training
 from ao_float8.config import RECIPES
-from ao_float8.experts import float8_grouped_mm
+from ao_float8.experts import convert_experts_to_float8_training, float8_grouped_mm
 from ao_float8.linear import plan_of
 from ao_float8.operands import cast
 
@@ -162,3 +163,30 @@ def test_experts_are_those_of_the_cpu(recipe: str) -> None:
         found.append([t.cpu().float() for t in (y.detach(), a.grad, b.grad)])
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() <= 6e-3 * one.norm()
+
+
+@pytest.mark.parametrize("recipe", ["rowwise", "rowwise_with_gw_hp"])
+def test_experts_that_hold_nothing_and_are_compiled(recipe: str) -> None:
+    """Codes that are cast again in backward are those that are held, also under a compiler."""
+    offsets = torch.tensor([100, 100, 350, 500], dtype=torch.int32, device="cuda")
+    x = torch.randn(500, 128, device="cuda").bfloat16()
+    w = torch.randn(4, 96, 128, device="cuda").bfloat16()
+    dy = torch.randn(500, 96, device="cuda").bfloat16()
+
+    def called(x: Tensor, experts: nn.Module) -> Tensor:
+        return F.grouped_mm(x, experts.w.mT, offs=offsets)
+
+    compiled = torch.compile(called, fullgraph=True, backend="aot_eager")
+    found = []
+    for cache, run in (("pass", called), ("off", called), ("pass", compiled), ("off", compiled)):
+        experts = nn.Module()
+        experts.w = nn.Parameter(w.clone())
+        config = dataclasses.replace(RECIPES[recipe], weight_cache=cache)
+        convert_experts_to_float8_training(experts, config=config)
+        a = x.clone().requires_grad_()
+        y = run(a, experts)
+        y.backward(dy)
+        found.append([y.detach(), a.grad, experts.w.grad])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert torch.equal(one, two)

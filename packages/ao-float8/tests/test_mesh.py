@@ -11,6 +11,7 @@ import torch
 from layers import emulated, layer
 from mesh_training import train_on_both_meshes
 from parallel_training import check_mesh
+from sharded_experts import check_sharded_experts
 from sharded_training import check_more_ranks
 from torch import nn
 
@@ -32,6 +33,17 @@ def test_three_ranks() -> None:
 def test_mesh_of_two_gpus() -> None:
     """By NCCL, and by the products of the hardware."""
     run_two_processes(check_mesh, device="cuda")
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_experts(world: int) -> None:
+    run_processes(world, check_sharded_experts)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_experts_on_two_gpus() -> None:
+    run_two_processes(check_sharded_experts, device="cuda")
 
 
 @pytest.mark.gpu

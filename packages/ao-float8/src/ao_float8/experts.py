@@ -1,13 +1,8 @@
-"""Experts in float8: the grouped products of a mixture of experts, forward and backward.
+"""Experts in float8: the parameters of a model whose grouped products run on codes.
 
-M tokens sorted by expert, E experts, N output features, K input features; offsets (E,) are the ends
-of the experts' tokens. With e the expert of token m:
-
-    forward  y_MN[m]   = Q(x_MK[m]) @ Q(w_ENK[e]).T
-    dgrad    dx_MK[m]  = Q(dy_MN[m]) @ Q(w_EKN[e]).T
-    wgrad    dw_ENK[e] = Q(dy_NM of e) @ Q(x_KM of e).T
-
-Scales are of rows: a token, or an expert's feature. The tokens of an expert need no padding.
+E experts, N output features, K input features. FSDP2 and expert parallel shard such parameters as
+they do others, and gather them in high precision (`grouped_products.py` casts what arrives): shards
+are `Float8Experts` too, and so is what is gathered.
 """
 
 from collections.abc import Callable
@@ -20,176 +15,123 @@ from torch.autograd.function import once_differentiable
 
 from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
 from ao_core.report import Report, Row
-from ao_kernels.ops import (
-    float8_grouped_matmul,
-    float8_grouped_wgrad,
-    quantize_grouped_both,
-    quantize_rowwise_both,
-)
 
 from .config import Float8LinearConfig
-from .hardware import check_device
+from .grouped_products import float8_grouped_mm, grouped_mm_of
+from .wrapped import WrappedParameter, local_of, unwrapped, with_local
 
 __all__ = ["Float8Experts", "convert_experts_to_float8_training", "float8_grouped_mm"]
 
 
-def float8_grouped_mm(
-    x: Tensor, w_ENK: Tensor, offsets: Tensor, config: Float8LinearConfig | None = None
-) -> Tensor:
-    """Each token times the weight of its expert, with gradients, on float8 codes.
-
-    x        (M, K) bfloat16, float16 or float32, tokens sorted by expert
-    w_ENK    (E, N, K) of the same dtype; for (E, K, N) give `w.mT`
-    offsets  (E,) int32, ascending: the end of each expert's tokens. What is behind the last end
-             gives zeros
-    config   None: the recipe "rowwise". "rowwise_with_gw_hp" is the other that experts have
-
-    Returns (M, N) in the dtype of x. ConfigError for other scalings, TypeError for dtypes,
-    ValueError for shapes that do not fit, RuntimeError on devices that cannot multiply float8.
-    """
-    config = Float8LinearConfig.from_recipe_name("rowwise") if config is None else config
-    _check(x, w_ENK, offsets, config)
-    check_device(config.scaling, x.device, emulate=config.emulate)
-    device = x.device.type
-    dtype = x.dtype
-    if device != "meta" and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype)
-    return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype)
-
-
-def _check(x: Tensor, w_ENK: Tensor, offsets: Tensor, config: Float8LinearConfig) -> None:
-    if config.scaling != "rowwise":
-        raise ConfigError(
-            f"experts are trained with scaling='rowwise', got {config.scaling!r}; use the recipe "
-            "'rowwise' or 'rowwise_with_gw_hp'"
-        )
-    if x.dim() != 2 or w_ENK.dim() != 3 or x.shape[1] != w_ENK.shape[2]:
-        raise ValueError(
-            f"x is {tuple(x.shape)} and w {tuple(w_ENK.shape)}; they must be (M, K) and (E, N, K)"
-        )
-    if x.dtype != w_ENK.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(
-            f"x has dtype {x.dtype} and w {w_ENK.dtype}; outside of torch.autocast they must be "
-            "the same"
-        )
-    if offsets.shape != w_ENK.shape[:1]:
-        raise ValueError(
-            f"offsets are {tuple(offsets.shape)}; {w_ENK.shape[0]} experts need as many ends"
-        )
-
-
-class _GroupedProducts(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        w_ENK: Tensor,
-        offsets: Tensor,
-        config: Float8LinearConfig,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        needs_x, needs_w = ctx.needs_input_grad[:2]
-        M, (_, N, K) = x.shape[0], w_ENK.shape
-        p2 = config.round_scales_to_power_of_2
-        columns = needs_w and not config.grad_weight_in_high_precision
-        x8 = quantize_grouped_both(
-            x, config.input_dtype, offsets, p2, "both" if columns else "rows"
-        )
-        w8 = quantize_rowwise_both(w_ENK, config.weight_dtype, p2, "both" if needs_x else "rows")
-        multiply = _reference(float8_grouped_matmul, config)
-        y = multiply(x8[0][:M], x8[1][:M], w8[0], w8[1], offsets, dtype, config.use_fast_accum)
-        exact = x.to(dtype) if needs_w and not columns else None
-        found = (x8[2], x8[3], x8[4]) if columns else (exact, None, None)
-        held = (w8[2], w8[3]) if needs_x else (None, None)
-        ctx.save_for_backward(*found, *held, offsets)
-        ctx.config, ctx.sizes, ctx.dtypes = config, (M, N, K), (x.dtype, w_ENK.dtype)
-        return _cut(y, N)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        config, (M, N, K) = ctx.config, ctx.sizes
-        needs_x, needs_w = ctx.needs_input_grad[:2]
-        x_saved, x_scale, ends, w_codes, w_scale, offsets = ctx.saved_tensors
-        columns = needs_w and not config.grad_weight_in_high_precision
-        dx = dw = None
-        if needs_x or columns:
-            outputs = "rows" if not columns else "both" if needs_x else "columns"
-            p2 = config.round_scales_to_power_of_2
-            dy8 = quantize_grouped_both(dy, config.grad_output_dtype, offsets, p2, outputs)
-        if needs_x:
-            multiply = _reference(float8_grouped_matmul, config)
-            dx = _cut(multiply(dy8[0][:M], dy8[1][:M], w_codes, w_scale, offsets, ctx.dtypes[0]), K)
-        if columns:
-            multiply = _reference(float8_grouped_wgrad, config)
-            dw = multiply(dy8[2], dy8[3], x_saved, x_scale, ends, ctx.dtypes[1])
-            dw = dw if dw.shape[1:] == (N, K) else dw[:, :N, :K].contiguous()
-        elif needs_w:
-            # torch's product takes rows of multiples of 16 bytes
-            dy, x_saved = (F.pad(t, (0, -t.shape[1] % 8)) for t in (dy, x_saved))
-            dw = F.grouped_mm(dy.t(), x_saved, offs=offsets)[:, :N, :K].to(ctx.dtypes[1])
-        return dx, dw, None, None, None
-
-
-def _reference(op: Any, config: Float8LinearConfig) -> Any:
-    if not config.emulate:
-        return op
-    # the reference reads the offsets: a compiler must not look inside
-    return op.overload if torch.compiler.is_compiling() else op.reference
-
-
-def _cut(y: Tensor, n: int) -> Tensor:
-    return y if y.shape[1] == n else y[:, :n].contiguous()
-
-
-# --- parameters of a model
-
-
-class Float8Experts(Tensor):
-    """A parameter (E, N, K), or (E, K, N), whose grouped products run in float8.
+class Float8Experts(WrappedParameter):
+    """A parameter (E, N, K), or (E, K, N), or a shard of one, whose grouped products run in float8.
 
     `torch.nn.functional.grouped_mm(x, w.mT, offs=...)`, with or without `.mT`, calls
-    `float8_grouped_mm`; everything else sees an ordinary tensor. FSDP2 would shard it into ordinary
-    tensors, so it is refused.
+    `float8_grouped_mm`; everything else sees an ordinary tensor.
+
+    gathered: by FSDP2, which frees the memory behind forward. Codes for backward would stay, of all
+    experts on every rank: they are cast again instead.
     """
 
-    config: Float8LinearConfig
+    def __init__(self, inner: Tensor, config: Float8LinearConfig, gathered: bool = False) -> None:
+        self.plain, self.config, self.gathered = inner, config, gathered
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if id(self) not in memo:
-            memo[id(self)] = _parameter(self.detach().clone(), self.config)
-            memo[id(self)].requires_grad_(self.requires_grad)
-        return memo[id(self)]
+    def _like(self, inner: Tensor, *, shares_memory: bool) -> "Float8Experts":
+        return Float8Experts(inner, self.config, self.gathered and shares_memory)
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        return ["plain"], (self.config, self.gathered)
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], plan: Any, outer_size: Any, outer_stride: Any
+    ) -> "Float8Experts":
+        return Float8Experts(inner["plain"], *plan)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # a pickled model trains in float8 still
+        is_parameter = isinstance(self, nn.Parameter)
+        return _wrapped, (self.plain, self.config, self.requires_grad, is_parameter)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func in _GROUPED:
-            return _grouped(*args, **kwargs)
-        if func in _SPLITS:
-            raise UnsupportedOpError(
-                f"{func.__name__} of experts that are trained in float8: FSDP2 cannot shard them "
-                "yet; leave them out with parameter_filter_fn, or out of fully_shard"
-            )
+            return _grouped(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
-            found = func(*args, **kwargs)
-        if func in _TRANSPOSES and isinstance(args[0], Float8Experts):
-            found = found.as_subclass(Float8Experts)
-            found.config = args[0].config
-        return found
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in _GROUPED:  # as of a DTensor, whose products would be in high precision
+            raise UnsupportedOpError(
+                "experts that are trained in float8 are multiplied as this rank's part: call "
+                "grouped_mm with parameter.to_local()"
+            )
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    # --- what FSDP2 asks
+
+    def fsdp_pre_all_gather(
+        self,
+        mesh: Any,
+        outer_size: torch.Size,
+        outer_stride: tuple[int, ...],
+        module: nn.Module,
+        mp_policy: Any,
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """This rank's experts, padded to the most that a rank has, in the dtype of the policy."""
+        w = self.plain.detach()
+        if mp_policy.param_dtype is not None:
+            w = w.to(mp_policy.param_dtype)
+        most = -(-outer_size[0] // mesh.size())
+        if w.shape[1:] == outer_size[1:] and len(w) < most:
+            w = F.pad(w, (0, 0) * (w.dim() - 1) + (0, most - len(w)))
+        return (w,), (outer_size,)
+
+    def fsdp_post_all_gather(
+        self,
+        gathered: tuple[Tensor, ...],
+        metadata: tuple[Any, ...],
+        param_dtype: torch.dtype,
+        *,
+        out: Any = None,
+    ) -> Any:
+        """All experts; `out` are those of the last time, which were gathered in place."""
+        if out is not None:
+            return None
+        (w,), (outer_size,) = gathered, metadata
+        # of shards of another dimension than the first, FSDP2 gives the shape of the shards
+        whole = w.view(-1)[: outer_size.numel()].view(outer_size)
+        return Float8Experts(whole, self.config, True), (w,)
 
 
-_GROUPED: set[Any] = {F.grouped_mm, torch._grouped_mm}
-_SPLITS = {torch.chunk, Tensor.chunk, torch.split, Tensor.split}
-_TRANSPOSES = {Tensor.mT.__get__, Tensor.transpose, torch.transpose}  # type: ignore[attr-defined]
+_GROUPED: set[Any] = {F.grouped_mm, torch._grouped_mm, torch.ops.aten._grouped_mm.default}
+
+
+def _know_transformers() -> None:
+    """Its op for compiled experts that are not bfloat16, once it is imported."""
+    op = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+    if op is not None:
+        _GROUPED.update((op, op.default))
+
+
+class _Plain(torch.autograd.Function):
+    """The memory of the parameter as an ordinary tensor, to autograd the parameter itself."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Float8Experts) -> Tensor:
+        return w.plain.view_as(w.plain)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dw: Tensor) -> Tensor:
+        return dw
 
 
 def _grouped(
     x: Tensor,
     w_EKN: Any,
-    *,
     offs: Tensor | None = None,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
@@ -200,17 +142,57 @@ def _grouped(
             "experts that are trained in float8 are multiplied by "
             "grouped_mm(x, w.mT, offs=offs), x (M, K), without a bias"
         )
-    y = float8_grouped_mm(x, w_EKN.as_subclass(Tensor).mT, offs, w_EKN.config)
+    config = w_EKN.config
+    holds = config.weight_cache != "off" and not w_EKN.gathered
+    y = grouped_mm_of(x, _Plain.apply(w_EKN).mT, offs, config, holds=holds)
     return y if out_dtype is None else y.to(out_dtype)
 
 
-def _parameter(w: Tensor, config: Float8LinearConfig) -> Any:
-    """Of the same memory. nn.Parameter would want detach() to keep the class, and then state dicts
-    would hold it."""
-    made: Any = w.detach().as_subclass(Float8Experts)
-    made.requires_grad_(w.requires_grad)
-    made.config, made._is_param = config, True
-    return made
+def _wrapped(
+    w: Tensor, config: Float8LinearConfig, requires_grad: bool, is_parameter: bool = True
+) -> Any:
+    _know_transformers()
+    made = Float8Experts(w.detach(), config)
+    return nn.Parameter(made, requires_grad) if is_parameter else made
+
+
+def _save_ordinary(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """State dicts hold ordinary tensors; of parameters, where keep_vars asks for these."""
+    for name in module._parameters:
+        value: Any = state.get(f"{prefix}{name}")
+        if isinstance(local_of(value), Float8Experts) and not isinstance(value, nn.Parameter):
+            state[f"{prefix}{name}"] = unwrapped(value)
+
+
+class _Loaded:
+    """Parameters that load_state_dict(assign=True) put in place of experts become experts."""
+
+    def __init__(self) -> None:
+        self.configs: dict[str, Float8LinearConfig] = {}
+
+    def __call__(self, module: nn.Module, keys: Any) -> None:
+        for name, config in self.configs.items():
+            parameter: Any = module._parameters.get(name)
+            if parameter is None or isinstance(local_of(parameter), Float8Experts):
+                continue
+            local = Float8Experts(local_of(parameter).detach(), config)
+            made = nn.Parameter(with_local(parameter, local), parameter.requires_grad)
+            module._parameters[name] = made
+
+
+def _put(module: nn.Module, experts: dict[str, Any]) -> None:
+    hooks = module._load_state_dict_post_hooks.values()
+    loaded = next((hook for hook in hooks if isinstance(hook, _Loaded)), None)
+    if loaded is None:
+        loaded = _Loaded()
+        module.register_load_state_dict_post_hook(loaded)
+        module.register_state_dict_post_hook(_save_ordinary)
+    for name, made in experts.items():
+        module._parameters[name] = made
+        loaded.configs[name] = made.config
+
+
+# --- conversion of a model
 
 
 def convert_experts_to_float8_training(
@@ -234,17 +216,31 @@ def convert_experts_to_float8_training(
     config = Float8LinearConfig.from_recipe_name("rowwise") if config is None else config
     if config.scaling != "rowwise":
         raise ConfigError(f"experts are trained with scaling='rowwise', got {config.scaling!r}")
-    rows, reached, new = [], set(), {}
+    called = getattr(getattr(model, "config", None), "_experts_implementation", "grouped_mm")
+    if called not in ("grouped_mm", None):
+        raise ConversionError(
+            f"the model multiplies its experts by {called!r}, which is not grouped; call "
+            "model.set_experts_implementation('grouped_mm') before"
+        )
+    rows: list[Row] = []
+    reached: set[int] = set()
+    made: dict[int, Any] = {}  # parameters that modules share stay one
+    new: dict[nn.Module, dict[str, Any]] = {}
     for fqn, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or parameter.dim() != 3 or not parameter.is_floating_point():
                 continue
             full = f"{fqn}.{name}" if fqn else name
-            if isinstance(parameter, Float8Experts):
+            if isinstance(local_of(parameter), Float8Experts):
                 raise ConversionError(f"{full}: is trained in float8 already")
+            if local_of(parameter) is not parameter:
+                raise ConversionError(
+                    f"{full}: is a DTensor; convert experts before fully_shard or distribute_tensor"
+                )
             chosen = parameter_filter_fn is None or parameter_filter_fn(module, full)
             if chosen:
-                new[module, name] = _parameter(parameter, config)
+                made.setdefault(id(parameter), _wrapped(parameter, config, parameter.requires_grad))
+                new.setdefault(module, {})[name] = made[id(parameter)]
             size = 0 if id(parameter) in reached else parameter.nbytes
             reached.add(id(parameter))
             rows.append(
@@ -263,6 +259,6 @@ def convert_experts_to_float8_training(
             + ("parameter_filter_fn accepted none" if rows else "no parameter has three dimensions")
         )
     rest = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in reached]
-    for (module, name), made in new.items():
-        module._parameters[name] = made
+    for module, experts in new.items():
+        _put(module, experts)
     return Report(rows=rows, untouched_bytes=sum(t.nbytes for t in rest))

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_map_only
 
 from ao_core.numerics import TINY, next_power_of_two
 from ao_kernels.ops import quantize_tensorwise
@@ -23,16 +21,14 @@ from ao_kernels.ops import quantize_tensorwise
 from .cast_cache import WeightCodes, count_steps
 from .cast_tensor import CastTensor
 from .operands import Plan
+from .wrapped import WrappedParameter
 
 __all__ = [
     "ShardedWeight",
     "agreed_scale",
     "largest_magnitude",
     "precompute_float8_dynamic_scale_for_fsdp",
-    "unwrapped",
 ]
-
-aten = torch.ops.aten
 
 
 class _Amax:
@@ -52,29 +48,19 @@ class _Amax:
         self.value, self.steps = value, WeightCodes.steps
 
 
-class ShardedWeight(Tensor):
+class ShardedWeight(WrappedParameter):
     """A weight, or the shard of one, that FSDP2 gathers as codes."""
-
-    plain: Tensor
-
-    @staticmethod
-    def __new__(cls, inner: Tensor, plan: Plan, amax: _Amax | None = None) -> "ShardedWeight":
-        return Tensor._make_wrapper_subclass(
-            cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device=inner.device,
-            pin_memory=inner.device.type == "cpu" and inner.is_pinned(),
-        )
 
     def __init__(self, inner: Tensor, plan: Plan, amax: _Amax | None = None) -> None:
         self.plain, self.plan, self.largest = inner, plan, _Amax() if amax is None else amax
         count_steps()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"ShardedWeight({self.plain!r})"
+    def _like(self, inner: Tensor, *, shares_memory: bool) -> "ShardedWeight":
+        # what has memory of its own has a largest magnitude of its own
+        return ShardedWeight(inner, self.plan, self.largest if shares_memory else None)
+
+    def _written(self) -> None:
+        self.largest.set(None)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         return ["plain"], self.plan
@@ -87,40 +73,6 @@ class ShardedWeight(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # files hold what it is to everybody else
         return self.plain.__reduce_ex__(protocol)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if id(self) not in memo:
-            new: Tensor = ShardedWeight(self.plain.detach().clone(), self.plan)
-            is_parameter = isinstance(self, nn.Parameter)
-            memo[id(self)] = nn.Parameter(new, self.requires_grad) if is_parameter else new
-        return memo[id(self)]
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        owners: list[ShardedWeight] = []
-
-        def unwrap(t: ShardedWeight) -> Tensor:
-            owners.append(t)
-            return t.plain
-
-        kwargs = kwargs or {}
-        plain = tree_map_only(ShardedWeight, unwrap, (args, kwargs))
-        found = func(*plain[0], **plain[1])
-        if func._schema.is_mutable:
-            for owner in owners:
-                owner.largest.set(None)
-        elif func in _KEEPING:
-            first = owners[0]
-            # what has memory of its own has a largest magnitude of its own
-            amax = None if func in _COPIES else first.largest
-            found = tree_map_only(Tensor, lambda t: cls(t, first.plan, amax), found)
-        else:
-            return found
-        return return_and_correct_aliasing(func, args, kwargs, found)
 
     # --- what FSDP2 asks
 
@@ -169,25 +121,6 @@ class ShardedWeight(Tensor):
         return CastTensor(whole, scale, param_dtype), (codes,)
 
 
-_COPIES = {
-    aten.clone.default,
-    aten._to_copy.default,
-    aten.new_zeros.default,
-    aten.empty_like.default,
-    aten._pin_memory.default,
-}
-_KEEPING = _COPIES | {
-    aten.detach.default,
-    aten.alias.default,
-    aten.view.default,
-    aten.as_strided.default,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-}
-
-
 def largest_magnitude(x: Tensor) -> Tensor:
     """() float32: the largest magnitude of a shard, which may be empty; NaN beats all."""
     if not x.numel():
@@ -203,26 +136,6 @@ def agreed_scale(amax: Tensor, dtype: torch.dtype, power_of_two: bool) -> Tensor
     scale = amax / torch.full_like(amax, high)
     scale = torch.where(scale.isfinite(), scale.clamp(min=TINY), torch.nan)
     return next_power_of_two(scale) if power_of_two else scale
-
-
-def unwrapped(parameter: Tensor) -> Tensor:
-    """A parameter as state dicts hold it: an ordinary tensor, or a DTensor of ordinary tensors, of
-    the same memory."""
-    if isinstance(parameter, ShardedWeight):
-        return parameter.plain
-    local = getattr(parameter, "_local_tensor", None)
-    if not isinstance(local, ShardedWeight):
-        return parameter
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        local.plain,
-        parameter.device_mesh,  # type: ignore[attr-defined]
-        parameter.placements,  # type: ignore[attr-defined]
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
 
 
 @torch.no_grad()

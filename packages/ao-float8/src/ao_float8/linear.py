@@ -21,9 +21,10 @@ from .attention_output import Source, source_of
 from .cast_cache import GRADIENTS, INPUTS, LastCast, WeightCodes
 from .cast_tensor import CastTensor, codes_of
 from .config import Float8LinearConfig
-from .fsdp import ShardedWeight, unwrapped
+from .fsdp import ShardedWeight
 from .hardware import check_device
 from .operands import Codes, Plan, cast, product
+from .wrapped import unwrapped
 
 __all__ = ["Float8Linear", "float8_linear", "plan_of"]
 

@@ -121,21 +121,11 @@ def _adam(
                 moments.save(u_at, u_scale, rows, mask_R, u, n, MAP, False, BITS, NATIVE)
 
 
-def _supports(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avg: Sequence[Tensor],
-    exp_avg_sq: Sequence[Tensor],
-    max_exp_avg_sq: Sequence[Tensor],
-    exp_avg_scale: Sequence[Tensor],
-    exp_avg_sq_scale: Sequence[Tensor],
-    max_exp_avg_sq_scale: Sequence[Tensor],
-    scalars: Tensor,
-    state_bits: str,
-    block_size: int,
-    *_: object,
-) -> str | None:
-    return steps.refusal(params, grads, state_bits, block_size)
+_LISTS = 8
+
+
+def _supports(params: Sequence[Tensor], grads: Sequence[Tensor], *others: Any) -> str | None:
+    return steps.refusal(params, grads, state_bits=others[7], block_size=others[8])
 
 
 def _constants(*args: Any) -> dict[str, Any]:
@@ -147,35 +137,7 @@ def _constants(*args: Any) -> dict[str, Any]:
     "triton",
     device=tiles.DEVICES,
     supports=_supports,
-    direct=steps.direct_entry(_adam, "adam_step", 8, _constants),
+    direct=steps.direct_entry(_adam, "adam_step", _LISTS, _constants),
 )
-def _run(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avg: Sequence[Tensor],
-    exp_avg_sq: Sequence[Tensor],
-    max_exp_avg_sq: Sequence[Tensor],
-    exp_avg_scale: Sequence[Tensor],
-    exp_avg_sq_scale: Sequence[Tensor],
-    max_exp_avg_sq_scale: Sequence[Tensor],
-    scalars: Tensor,
-    state_bits: str,
-    block_size: int,
-    decoupled: bool,
-    maximize: bool,
-    keys: Sequence[int],
-    offsets: Sequence[int],
-) -> None:
-    steps.run(
-        _adam,
-        params,
-        grads,
-        (exp_avg, exp_avg_scale, exp_avg_sq, exp_avg_sq_scale)
-        + ((max_exp_avg_sq, max_exp_avg_sq_scale) if max_exp_avg_sq else ()),
-        scalars,
-        state_bits,
-        block_size,
-        keys,
-        offsets,
-        {"DECOUPLED": decoupled, "MAXIMIZE": maximize, "AMSGRAD": bool(max_exp_avg_sq)},
-    )
+def _run(*args: Any) -> None:
+    steps.run(_adam, _LISTS, _constants, args)

@@ -6,21 +6,17 @@ of one expert's result and walks over the places of this expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ao_kernels.ops.float8_grouped_wgrad import float8_grouped_wgrad
-from ao_kernels.triton import codes, launch, tiles
-from ao_kernels.triton.float8_grouped_matmul import key, library_refusal
+from ao_kernels.triton import codes, grouped_codes, launch, tiles
 
 _TILE = 128
 _ZEROS = 4096
-_Multiply = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-_PLANS: launch.Plans[_Multiply] = launch.Plans()
+_PRODUCTS = grouped_codes.Products()
 
 
 @triton.jit
@@ -87,20 +83,6 @@ def _grouped_wgrad(
     tl.store(to, total.to(y.dtype.element_ty), mask=there)
 
 
-def _direct(
-    _: int,
-    a: Tensor,
-    a_scale: Tensor,
-    b: Tensor,
-    b_scale: Tensor,
-    ends: Tensor,
-    out_dtype: torch.dtype | None = None,
-    fast_accum: bool = False,
-) -> Tensor:
-    multiply = _PLANS.get(key(a, a_scale, b, b_scale, ends, out_dtype, fast_accum))
-    return NotImplemented if multiply is None else multiply(a, a_scale, b, b_scale, ends)
-
-
 def _library_supports(
     a: Tensor,
     a_scale: Tensor,
@@ -110,14 +92,14 @@ def _library_supports(
     out_dtype: torch.dtype | None,
     fast_accum: bool,
 ) -> str | None:
-    return library_refusal(a, b, len(ends), out_dtype)
+    return grouped_codes.library_refusal(a, b, len(ends), out_dtype)
 
 
 @float8_grouped_wgrad.kernel(
     "triton:library",
     device=tiles.DEVICES,
     supports=_library_supports,
-    direct=tiles.eager(_direct),  # for the kernel below, too: the plans know which one it is
+    direct=tiles.eager(_PRODUCTS.direct),  # for the kernel below, too
 )
 def _run_library(
     a: Tensor,
@@ -152,10 +134,7 @@ def _run_library(
         return y
 
     given = (a, a_scale, b, b_scale, ends)
-    ready = tuple(t.contiguous() for t in given)
-    if launch.same_places(given, ready):
-        _PLANS.keep(key(*given, out_dtype, fast_accum), multiply)
-    return multiply(*ready)
+    return _PRODUCTS.start(multiply, given, grouped_codes.contiguous(given), out_dtype, fast_accum)
 
 
 def _supports(
@@ -183,7 +162,6 @@ def _run(
     if a.numel() == 0 or b.numel() == 0:
         return float8_grouped_wgrad.reference(a, a_scale, b, b_scale, ends, out_dtype, fast_accum)
     given = (a, a_scale, b, b_scale, ends)
-    ready = tuple(t.contiguous() for t in given)
     (N, P), K, E = a.shape, b.shape[0], ends.shape[0]
     tiles_k, native = triton.cdiv(K, _TILE), codes.converts_float8(a.device)
     product = launch.Launch(
@@ -209,6 +187,4 @@ def _run(
         product(a, a_scale, b, b_scale, ends, y)
         return y
 
-    if launch.same_places(given, ready):
-        _PLANS.keep(key(*given, out_dtype, fast_accum), multiply)
-    return multiply(*ready)
+    return _PRODUCTS.start(multiply, given, grouped_codes.contiguous(given), out_dtype, fast_accum)

@@ -85,6 +85,9 @@ def _lion(
             moments.save(m_at, m_scale, rows, mask_R, m, n, SIGNED_MAP, True, BITS, NATIVE)
 
 
+_LISTS = 4
+
+
 def _supports(params: Sequence[Tensor], grads: Sequence[Tensor], *others: Any) -> str | None:
     return steps.refusal(params, grads, state_bits=others[3], block_size=others[4])
 
@@ -98,29 +101,7 @@ def _constants(*args: Any) -> dict[str, Any]:
     "triton",
     device=tiles.DEVICES,
     supports=_supports,
-    direct=steps.direct_entry(_lion, "lion_step", 4, _constants),
+    direct=steps.direct_entry(_lion, "lion_step", _LISTS, _constants),
 )
-def _run(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avg: Sequence[Tensor],
-    exp_avg_scale: Sequence[Tensor],
-    scalars: Tensor,
-    state_bits: str,
-    block_size: int,
-    maximize: bool,
-    keys: Sequence[int],
-    offsets: Sequence[int],
-) -> None:
-    steps.run(
-        _lion,
-        params,
-        grads,
-        (exp_avg, exp_avg_scale),
-        scalars,
-        state_bits,
-        block_size,
-        keys,
-        offsets,
-        {"MAXIMIZE": maximize},
-    )
+def _run(*args: Any) -> None:
+    steps.run(_lion, _LISTS, _constants, args)

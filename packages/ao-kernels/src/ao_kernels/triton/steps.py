@@ -118,21 +118,19 @@ def refusal(
 
 
 def run(
-    kernel: Any,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    state: tuple[Sequence[Tensor], ...],
-    scalars: Tensor,
-    state_bits: str,
-    block_size: int,
-    keys: Sequence[int],
-    offsets: Sequence[int],
-    constants: dict[str, Any],
+    kernel: Any, n_lists: int, constants_of: Callable[..., dict[str, Any]], args: tuple[Any, ...]
 ) -> None:
-    """Launches a kernel over all parameters; ``state``: values and scales in turn.
+    """Launches a kernel over all parameters, from the arguments of its op, of which the first
+    ``n_lists`` are lists; ``constants_of`` gives the kernel's constants.
 
     Parameters, gradients and full moments that are not contiguous are copied, and copied back.
     """
+    params, grads, *state = args[:n_lists]
+    scalars, state_bits, block_size = args[n_lists : n_lists + 3]
+    keys, offsets = args[-2:]
+    n_moments = len(state) // 2
+    pairs = zip(state[:n_moments], state[n_moments:], strict=True)  # values and scales
+    state = [each for pair in pairs for each in pair]
     lists, copied = ready((params, grads, *state))
     addresses = [[x.data_ptr() for x in each] or [0] * len(params) for each in lists]
     columns = [[x.numel() for x in params], *addresses]
@@ -140,6 +138,7 @@ def run(
     stochastic = bool(keys) and params[0].dtype == torch.bfloat16
     columns += [list(offsets), list(keys)] if stochastic else [[0] * len(params)] * 2
     table = torch.tensor(columns, dtype=torch.int64).t().contiguous()
+    constants = constants_of(*args)
     _launch(
         kernel, table, params[0], grads[0], scalars, state_bits, block_size, stochastic, constants
     )
@@ -153,7 +152,7 @@ def direct_entry(kernel: Any, op: str, n_lists: int, constants_of: Callable[...,
     """The direct entry of a kernel, for tensors as they are, whose checks and table are compiled
     (csrc/step_table.cpp): 300 parameters take 0.2 ms of the host, by `run` and its checks 4.
 
-    The op's first ``n_lists`` arguments are lists; ``constants_of`` gives the kernel's constants.
+    The op's first ``n_lists`` arguments are lists; ``constants_of`` is that of `run`.
     """
 
     def direct(token: int, *args: Any) -> Any:
