@@ -17,7 +17,13 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch.utils.checkpoint import checkpoint
 
-from ao_float8 import compile_options, Float8LinearConfig, convert_to_float8_training, linear
+from ao_float8 import (
+    Float8LinearConfig,
+    compile_options,
+    convert_to_float8_training,
+    linear,
+    recomputation,
+)
 from ao_float8.attention_output import source_of
 from ao_float8.cast_cache import GRADIENTS, INPUTS
 from ao_float8.config import RECIPES
