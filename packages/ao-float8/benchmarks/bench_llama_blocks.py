@@ -9,8 +9,8 @@ the output and the gradient of the input of a side must be near those of bfloat1
 in every pass, except by the sides named "step", which find them cast by an earlier pass, as all
 micro-batches of a step but the first do; sides named "recast" save inputs and weights as they are,
 and cast them again in backward. Peak memory counts the side's own weights, codes that it
-keeps, and what a pass allocates. Ours are compiled with `ao_float8.compile_options()`, but for sides
-named "plain".
+keeps, and what a pass allocates. Ours are compiled with `ao_float8.compile_options()`, except by
+the sides named "plain".
 
 The last table says what the kernels of one pass were, by their names.
 """

@@ -221,9 +221,9 @@ def test_options_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile takes them and calls the pass; what it had before is there again."""
     calls = []
     monkeypatch.setattr(recomputation, "save_less", lambda graph: calls.append(graph))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    module, x = block(RECIPES["rowwise"]), inputs()
+    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", False)
+    x = torch.randn(8, 32, requires_grad=True)
     torch._dynamo.reset()
-    torch.compile(module, fullgraph=True, options=compile_options())(x).sum().backward()
+    torch.compile(nn.Linear(32, 16), options=compile_options())(x).sum().backward()
     assert len(calls) == 1
     assert torch._inductor.config.joint_custom_post_pass is None
