@@ -35,6 +35,7 @@ def _adam(
     MAXIMIZE: tl.constexpr,
     AMSGRAD: tl.constexpr,
     BITS: tl.constexpr,
+    DITHERED: tl.constexpr,
     SIGNED_MAP: tl.constexpr,
     MAP: tl.constexpr,
     NATIVE: tl.constexpr,
@@ -116,7 +117,12 @@ def _adam(
                 tl.store(u_at + at, u, mask=mask)
         else:
             moments.save(m_at, m_scale, rows, mask_R, m, n, SIGNED_MAP, True, BITS, NATIVE)
-            moments.save(v_at, v_scale, rows, mask_R, v, n, MAP, False, BITS, NATIVE)
+            if DITHERED:
+                start = tl.load(row + 11).to(tl.uint32) + moments.dither_words(first * n)
+                words = start + moments.dither_words(at)
+                moments.save_dithered(v_at, v_scale, rows, mask_R, v, words, n, MAP)
+            else:
+                moments.save(v_at, v_scale, rows, mask_R, v, n, MAP, False, BITS, NATIVE)
             if AMSGRAD:
                 moments.save(u_at, u_scale, rows, mask_R, u, n, MAP, False, BITS, NATIVE)
 
@@ -140,7 +146,9 @@ def _supports(
 
 def _constants(*args: Any) -> dict[str, Any]:
     """Of the kernel, from the arguments of the op."""
-    return {"DECOUPLED": args[11], "MAXIMIZE": args[12], "AMSGRAD": bool(args[4])}
+    return {"DECOUPLED": args[11], "MAXIMIZE": args[12], "AMSGRAD": bool(args[4])} | {
+        "DITHERED": bool(args[13])
+    }
 
 
 @adam_step.kernel(
@@ -163,6 +171,7 @@ def _run(
     block_size: int,
     decoupled: bool,
     maximize: bool,
+    dithers: Sequence[int],
     keys: Sequence[int],
     offsets: Sequence[int],
 ) -> None:
@@ -177,5 +186,7 @@ def _run(
         block_size,
         keys,
         offsets,
-        {"DECOUPLED": decoupled, "MAXIMIZE": maximize, "AMSGRAD": bool(max_exp_avg_sq)},
+        {"DECOUPLED": decoupled, "MAXIMIZE": maximize, "AMSGRAD": bool(max_exp_avg_sq)}
+        | {"DITHERED": bool(dithers)},
+        dithers,
     )

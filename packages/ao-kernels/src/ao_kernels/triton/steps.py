@@ -2,7 +2,7 @@
 
 A row of the table has, as int64: the number of elements; addresses of the parameter, the gradient,
 and values and scales of up to three moments; the index of the first element in the whole
-parameter and the key of random bits.
+parameter and the key of random bits; the start of the dither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from ao_kernels.ops.moments import changed, ready, sent
 from ao_kernels.triton import moments, tiles
 
-COLUMNS = tl.constexpr(11)
+COLUMNS = tl.constexpr(12)
 _TYPES = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
@@ -128,6 +128,7 @@ def run(
     keys: Sequence[int],
     offsets: Sequence[int],
     constants: dict[str, Any],
+    dithers: Sequence[int] = (),
 ) -> None:
     """Launches a kernel over all parameters; ``state``: values and scales in turn.
 
@@ -139,6 +140,7 @@ def run(
     columns += [[0] * len(params)] * (9 - len(columns))
     stochastic = bool(keys) and params[0].dtype == torch.bfloat16
     columns += [list(offsets), list(keys)] if stochastic else [[0] * len(params)] * 2
+    columns.append(list(dithers) or [0] * len(params))
     table = torch.tensor(columns, dtype=torch.int64).t().contiguous()
     _launch(
         kernel, table, params[0], grads[0], scalars, state_bits, block_size, stochastic, constants
