@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ao_core.moments import (
-    DITHER_OF_ELEMENT,
     code_values,
     dequantize_moment,
     dither_starts,
@@ -86,7 +85,7 @@ def test_the_mean_over_steps() -> None:
 
 @pytest.mark.parametrize("word", [0x7FFFFFFF, 0x80000000, 0, 0xFFFFFFFF])
 def test_the_largest_of_a_block_keeps_its_cell(word: int) -> None:
-    """20000 blocks with peaks of any bits, the smallest ones and 0.99999 of the largest among them."""
+    """20000 blocks with peaks of any bits, the smallest and nearly the largest among them."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(0, 0x7F800000, (20_000,), generator=generator, dtype=torch.int32)
     bits[:5] = torch.tensor([0, 1, 0x00800000, 0x7F7FFF00, 0x41DE8000])

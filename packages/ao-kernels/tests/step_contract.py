@@ -50,7 +50,15 @@ OTHER_PAIRS = [c for c in CASES if f16 in (c.dtype, c.grad_dtype) and c.dtype !=
 def name_of(options: Options) -> str:
     plain = Options()
     found = [f"{options.state_bits}-{options.block_size}"]
-    for field in ("dtype", "grad_dtype", "amsgrad", "decoupled", "maximize", "stochastic", "dithered"):
+    for field in (
+        "dtype",
+        "grad_dtype",
+        "amsgrad",
+        "decoupled",
+        "maximize",
+        "stochastic",
+        "dithered",
+    ):
         if getattr(options, field) != getattr(plain, field):
             found.append(f"{field}={getattr(options, field)}".replace("torch.", ""))
     return ",".join(found)

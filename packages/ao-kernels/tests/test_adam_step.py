@@ -198,7 +198,7 @@ def test_a_dither_is_of_exp_avg_sq_alone() -> None:
         assert torch.equal(plain[place][0], dithered[place][0]), place
     codes = [torch.stack((x & 15, x >> 4), -1).flatten() for x in (plain[3][0], dithered[3][0])]
     apart = (codes[0].int() - codes[1].int()).abs()
-    assert apart.max() == 1 and 0.02 < (apart == 1).float().mean() < 0.2, apart.float().mean()
+    assert apart.max() == 1 and 0.005 < apart.float().mean() < 0.1
     torch.testing.assert_close(dithered[6][0], plain[6][0], rtol=2.0**-20, atol=0)
     with pytest.raises(ValueError, match="got 2 for 1 parameters"):
         adam_step(*dithered[:13], [1, 2], *dithered[14:])

@@ -34,8 +34,8 @@ def _adam(
     DECOUPLED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     AMSGRAD: tl.constexpr,
-    BITS: tl.constexpr,
     DITHERED: tl.constexpr,
+    BITS: tl.constexpr,
     SIGNED_MAP: tl.constexpr,
     MAP: tl.constexpr,
     NATIVE: tl.constexpr,
@@ -146,9 +146,8 @@ def _supports(
 
 def _constants(*args: Any) -> dict[str, Any]:
     """Of the kernel, from the arguments of the op."""
-    return {"DECOUPLED": args[11], "MAXIMIZE": args[12], "AMSGRAD": bool(args[4])} | {
-        "DITHERED": bool(args[13])
-    }
+    options = {"DECOUPLED": args[11], "MAXIMIZE": args[12]}
+    return options | {"AMSGRAD": bool(args[4]), "DITHERED": bool(args[13])}
 
 
 @adam_step.kernel(
@@ -186,7 +185,7 @@ def _run(
         block_size,
         keys,
         offsets,
-        {"DECOUPLED": decoupled, "MAXIMIZE": maximize, "AMSGRAD": bool(max_exp_avg_sq)}
-        | {"DITHERED": bool(dithers)},
+        {"DECOUPLED": decoupled, "MAXIMIZE": maximize}
+        | {"AMSGRAD": bool(max_exp_avg_sq), "DITHERED": bool(dithers)},
         dithers,
     )
