@@ -4,6 +4,8 @@ Where the ranks divide the output features, the stored fields themselves are sen
 travels at its quantized size. Where they do not, FSDP2 takes only inputs of the size of the largest
 shard, (R, ...) for R = ceil(N / ranks): the fields are then packed into one tensor of that size,
 whose elements are as wide as their bytes need: 1 byte for codes of up to 4 bits, 2 for those of 8.
+Neither gloo nor NCCL knows integers of 2 bytes, so those are float16, and hold 12 bits each: never
+those of a NaN, which CUDA's copies of several tensors do not keep.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["gather_inputs", "gathered_weight"]
 
-# Only bytes travel, whatever the dtype says; gloo knows no int16.
-WIDTHS = {1: torch.uint8, 2: torch.float16, 4: torch.int32, 8: torch.int64}
+# What travels, and the bits of data in an element.
+DTYPES = {torch.uint8: 8, torch.float16: 12, torch.int32: 32, torch.int64: 64}
 ALIGNMENT = 16  # bytes, of a field in what is sent
 
 
@@ -89,25 +91,44 @@ def _packed(q: QTensor, ranks: int, shape: torch.Size) -> Tensor:
     largest = -(-shape[0] // ranks)
     places, needed = _places(q, largest)
     slots = largest * math.prod(shape[1:])
-    width = next((width for width in WIDTHS if width * slots >= needed), None)
-    if width is None:
+    dtype = next((dtype for dtype, bits in DTYPES.items() if bits * slots // 8 >= needed), None)
+    if dtype is None:
         raise UnsupportedOpError(
             f"FSDP2 gathers a {type(q).__name__} of shape {tuple(shape)} over {ranks} ranks, which "
             f"do not divide its output features, in elements of up to 8 bytes; it needs "
             f"{needed / slots:.1f}. Keep this layer out of fully_shard (its ignored_params), or in "
             f"float"
         )
-    sent = torch.zeros(width * slots, dtype=torch.uint8, device=q.device)
+    sent = torch.zeros(DTYPES[dtype] * slots // 8, dtype=torch.uint8, device=q.device)
     for name, t in q.tensors().items():
         data = t.contiguous().view(torch.uint8).flatten()
         sent[places[name] : places[name] + data.numel()].copy_(data)
-    return sent.view(WIDTHS[width]).view(largest, *shape[1:])
+    sent = _halves(sent, slots) if dtype == torch.float16 else sent.view(dtype)
+    return sent.view(largest, *shape[1:])
+
+
+def _halves(data: Tensor, n: int) -> Tensor:
+    """n finite float16 that hold n + n // 2 bytes: one each, and half of one above it."""
+    low, more = data[:n], data[n:]
+    high = torch.zeros_like(low)
+    high[: 2 * len(more)] = torch.stack((more & 15, more >> 4), 1).flatten()
+    return (low.to(torch.int16) | (high.to(torch.int16) << 8)).view(torch.float16)
+
+
+def _bytes(halves: Tensor) -> Tensor:
+    """(ranks, bytes) of (ranks, n) such float16."""
+    both = halves.view(torch.int16)
+    high = (both >> 8)[:, : both.shape[1] // 2 * 2].unflatten(1, (-1, 2))
+    more = high[..., 0] | (high[..., 1] << 4)
+    return torch.cat((both & 255, more), 1).to(torch.uint8)
 
 
 def _unpacked(q: QTensor, gathered: Tensor, ranks: int, shape: torch.Size) -> dict[str, Tensor]:
     largest = -(-shape[0] // ranks)
     places, _ = _places(q, largest)
-    received = gathered.contiguous().view(torch.uint8).view(ranks, -1)
+    received = gathered.contiguous().view(ranks, -1)
+    half = received.dtype == torch.float16
+    received = _bytes(received) if half else received.view(torch.uint8)
     rules, shared, fields = q.field_layout(), _shared(q, shape), {}
     for name, t in q.tensors().items():
         parts = []
