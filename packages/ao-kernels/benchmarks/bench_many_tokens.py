@@ -1,8 +1,7 @@
-"""Weight-only linears of many tokens on a GPU, every way there is, against bf16 F.linear: the fused
-tiles ("tiles"), the whole weight dequantized for the library's product ("whole"), and slices of
-that weight of so many MiB ("16"), also with a slice dequantized in a stream beside the product of
-the one before ("16 beside"). The tables at the end show times over bf16's, and what dequantizing
-alone takes. "op" is what the op itself takes: the dispatch.
+"""Weight-only linears of many tokens on a GPU, both ways there are, against bf16 F.linear: fused
+tiles ("tiles") and the whole weight dequantized for the library's product ("whole"). The tables at
+the end show times over bf16's, and what dequantizing alone takes. "op" is what the op itself takes:
+the dispatch.
 
 python benchmarks/bench_many_tokens.py --out ../../benchmarks/results/kernels-nvidia-h200.jsonl
 """
@@ -21,7 +20,6 @@ from torch.nn.functional import linear
 from tuned_formats import FORMATS, Format, Layer
 
 from ao_kernels import OPS, _cuda
-from ao_kernels.cuda import slices
 
 _FORMATS = {
     each.op.removesuffix("_linear"): each
@@ -40,8 +38,6 @@ def main() -> None:
         seconds=0.0,
     )
     parser.add_argument("--formats", default="int4,int8,float8")
-    parser.add_argument("--slices", default="8,16,24,32,48", help="MiB")
-    parser.add_argument("--beside", default="16,24", help="MiB, with a stream beside the product")
     parser.add_argument("--rounds", type=int, default=9, help="of a case, at least")
     options = parser.parse_args()
     begin, report = time.perf_counter(), Report("many_tokens", options.out)
@@ -84,12 +80,6 @@ def _case(
         found = next(k for k in op.kernels if k.name == kernel)
         if found.supports(*layers[0].args(x)) is None:
             ways[label] = found.run
-    for mib, beside in [
-        *((int(mib), False) for mib in options.slices.split(",") if mib),
-        *((int(mib), True) for mib in options.beside.split(",") if mib),
-    ]:
-        if weights[0].nbytes > mib << 20:
-            ways[f"{mib}{' beside' if beside else ''}"] = partial(_sliced, name, mib, beside)
     sides: Sides = {}
     count = min(count_layers(layers[0].nbytes + x.nbytes + expected.nbytes), len(layers))
     for label, run in ways.items():
@@ -98,14 +88,6 @@ def _case(
     sides["bf16"] = [partial(linear, x, w) for w in weights]
     return graph_times(
         sides, seconds=options.seconds, least_rounds=options.rounds, warm_seconds=0.02
-    )
-
-
-def _sliced(name: str, mib: int, beside: bool, x: Tensor, codes: Tensor, *others: Any) -> Tensor:
-    scale, zero, block_k, block_n = _parameters(name, others)
-    bits = _BITS[name]
-    return slices.linear(
-        x, codes, scale, zero, bits, block_k, block_n, most_bytes=mib << 20, side_stream=beside
     )
 
 
@@ -124,26 +106,17 @@ def _parameters(name: str, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | No
 
 
 def _dequantizing(name: str, layers: list[Layer], N: int, K: int) -> str:
-    """What dequantizing alone takes: whole weights, to memory that the L2 cache does not hold, and
-    the first 16 MiB, to memory that it does."""
+    """What dequantizing alone takes, to memory that the L2 cache does not hold."""
     like = torch.empty(0, K, dtype=torch.bfloat16, device="cuda")
-    calls: Sides = {"whole": [], "slice": []}
-    rows = min(N, (16 << 20) // (2 * K))
+    calls: Sides = {"whole": []}
     for layer in layers[: max(2, SPREAD_BYTES // (2 * N * K))]:
         _, codes, *others = layer.args(like)
         scale, zero, block_k, block_n = _parameters(name, tuple(others))
-        given = (scale, zero, _BITS[name], block_k, block_n)
-        # Results of "whole" stay alive, as all of graph_times; those of "slice" do not.
-        calls["whole"].append(partial(_cuda.dequantize, like, codes, *given))
-        part = (like, codes[:rows], scale[:rows], zero, *given[2:])
-        calls["slice"].append(lambda part=part: _cuda.dequantize(*part) is None)
+        call = partial(_cuda.dequantize, like, codes, scale, zero, _BITS[name], block_k, block_n)
+        calls["whole"].append(call)
     times = graph_times(calls, seconds=0.0, least_rounds=5, warm_seconds=0.02)
-    whole, one = times["whole"].median, times["slice"].median
-    moved = layers[0].nbytes + 2 * N * K
-    return (
-        f"dequantizing {name} {N}x{K}: {whole:.1f} us, {moved / whole / 1e3:.0f} GB/s; "
-        f"the first {rows} rows, into L2: {one:.1f} us, {moved * rows / N / one / 1e3:.0f} GB/s"
-    )
+    us, moved = times["whole"].median, layers[0].nbytes + 2 * N * K
+    return f"dequantizing {name} {N}x{K}: {us:.1f} us, {moved / us / 1e3:.0f} GB/s"
 
 
 def _table(results: dict[str, dict[str, Times]]) -> None:

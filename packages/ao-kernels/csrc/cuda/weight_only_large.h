@@ -8,10 +8,10 @@
 
 namespace ao::large {
 
-// From this many tokens on, dequantizing the weight once and the library's product are faster. H200, 14336 x 4096:
-// int4, groups of 128: 4096 tokens took 692 to 722 us here and 667 so, in runs of their own.
-// e4m3, one scale a row: 2048 tokens took 319 us here and 352 so, 4096 took 650 to 707 here and 690 so. int8: 1024 took 181
-// here and 194 so. Below, tables tell (docs/decisions/0014); int4 with 2048 to 4095 tokens was not measured here.
+// From this many tokens on, dequantizing the weight once and the library's product are faster. H200, 14336 x 4096: int4, groups of
+// 128, took 692 to 722 us here and 667 so with 4096 tokens, before dequantizing took 26 us less; with 2048 it takes 333 here and 364
+// so. int8 and e4m3, one scale a row, take as long with 2048 either way (369 and 372; 373 and 371). Below, tables tell
+// (docs/decisions/0014, 0030).
 constexpr int64_t kLibraryTokens = 4096;
 
 // A tile is 64 * consumers output features by `tokens`; `ctas` of its CTAs fit into a multiprocessor; `split` CTAs share a tile.

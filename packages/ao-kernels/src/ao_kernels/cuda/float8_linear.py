@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda, triton
 from ao_kernels.cpu.weight import aligned
-from ao_kernels.cuda import dequantized, slices
+from ao_kernels.cuda import dequantized
 from ao_kernels.cuda.weight import FEW_TOKENS, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.float8_linear import float8_linear
 
@@ -45,19 +45,6 @@ def _dequantizes(
         elif tokens_of(x) <= _EXACT_TOKENS:
             reason = f"Triton's kernel multiplies up to {_EXACT_TOKENS} tokens with exact weights"
     return reason
-
-
-def _slices(
-    x: Tensor, codes: Tensor, scale: Tensor, block_n: int, block_k: int, bias: Tensor | None
-) -> str | None:
-    return _dequantizes(x, codes, scale, block_n, block_k, bias) or slices.refusal(x, codes, bias)
-
-
-@float8_linear.kernel("cuda:slices", device="cuda", supports=_slices)
-def _run_slices(
-    x: Tensor, codes: Tensor, scale: Tensor, block_n: int, block_k: int, bias: Tensor | None
-) -> Tensor:
-    return slices.linear(x, codes, scale, None, 0, block_k, block_n)
 
 
 @float8_linear.kernel("cuda:dequantize", device="cuda", supports=_dequantizes)

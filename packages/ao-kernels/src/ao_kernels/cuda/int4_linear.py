@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda, triton
 from ao_kernels.cpu.weight import aligned
-from ao_kernels.cuda import dequantized, slices
+from ao_kernels.cuda import dequantized
 from ao_kernels.cuda.weight import FEW_TOKENS, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.int4_linear import int4_linear
 
@@ -53,29 +53,6 @@ def _dequantizes(
     if reason is None and tokens_of(x) <= 64 and not triton.unavailable:
         reason = "Triton's kernel is faster with up to 64 tokens"
     return reason
-
-
-def _slices(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    group_size: int,
-    bias: Tensor | None,
-) -> str | None:
-    return _dequantizes(x, codes, scale, zero, group_size, bias) or slices.refusal(x, codes, bias)
-
-
-@int4_linear.kernel("cuda:slices", device="cuda", supports=_slices)
-def _run_slices(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    group_size: int,
-    bias: Tensor | None,
-) -> Tensor:
-    return slices.linear(x, codes, scale, zero, 4, group_size)
 
 
 @int4_linear.kernel("cuda:dequantize", device="cuda", supports=_dequantizes)

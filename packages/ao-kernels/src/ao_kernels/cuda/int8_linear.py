@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda
 from ao_kernels.cpu.weight import aligned
-from ao_kernels.cuda import dequantized, slices
+from ao_kernels.cuda import dequantized
 from ao_kernels.cuda.weight import FEW_TOKENS, many_tokens_refusal, refusal, tokens_of
 from ao_kernels.ops.int8_linear import int8_linear
 
@@ -45,27 +45,6 @@ def _dequantizes(
     bias: Tensor | None,
 ) -> str | None:
     return dequantized.refusal(x, codes, scale, None, bias)
-
-
-def _slices(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    group_size: int,
-    bias: Tensor | None,
-) -> str | None:
-    return _dequantizes(x, codes, scale, group_size, bias) or slices.refusal(x, codes, bias)
-
-
-@int8_linear.kernel("cuda:slices", device="cuda", supports=_slices)
-def _run_slices(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    group_size: int,
-    bias: Tensor | None,
-) -> Tensor:
-    return slices.linear(x, codes, scale, None, 0, group_size)
 
 
 @int8_linear.kernel("cuda:dequantize", device="cuda", supports=_dequantizes)

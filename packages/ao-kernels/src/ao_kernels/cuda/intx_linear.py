@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ao_kernels import _cuda
 from ao_kernels.cpu.weight import aligned
-from ao_kernels.cuda import dequantized, slices
+from ao_kernels.cuda import dequantized
 from ao_kernels.cuda.weight import FEW_TOKENS, refusal
 from ao_kernels.ops.intx_linear import intx_linear
 
@@ -59,33 +59,6 @@ def _dequantizes(
     bias: Tensor | None,
 ) -> str | None:
     return dequantized.refusal(x, codes, scale, zero, bias)
-
-
-def _slices(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    bits: int,
-    group_size: int,
-    bias: Tensor | None,
-) -> str | None:
-    return _dequantizes(x, codes, scale, zero, bits, group_size, bias) or slices.refusal(
-        x, codes, bias
-    )
-
-
-@intx_linear.kernel("cuda:slices", device="cuda", supports=_slices)
-def _run_slices(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    bits: int,
-    group_size: int,
-    bias: Tensor | None,
-) -> Tensor:
-    return slices.linear(x, codes, scale, zero, bits, group_size)
 
 
 @intx_linear.kernel("cuda:dequantize", device="cuda", supports=_dequantizes)
