@@ -2,8 +2,9 @@
 
 python benchmarks/bench_token_launches.py --shapes 14336x4096,4096x4096,4096x14336 --tokens 1,2,4,8
 
-The times in graphs are those of measure_cuda.py; "host" is wall time a call in eager mode, whose
-work on the device is shorter. The limit counts weights, tokens and results.
+One launch takes up to 16 tokens. The times in graphs are those of measure_cuda.py; "host" is wall
+time a call in eager mode, whose work on the device is shorter. The limit counts weights, tokens
+and results.
 """
 
 from __future__ import annotations
@@ -25,12 +26,7 @@ HOST_CALLS, HOST_ROUNDS = 400, 9
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.set_defaults(
-        shapes="14336x4096,4096x4096,4096x14336", tokens="1,2,4,8,16,32", seconds=0.1
-    )
-    parser.add_argument(
-        "--sharing", action="store_true", help="also clusters that quantize for each other (M > 16)"
-    )
+    parser.set_defaults(shapes="14336x4096,4096x4096,4096x14336", tokens="1,2,4,8,16", seconds=0.1)
     options = parser.parse_args()
     report, dtype = Report("token_launches", options.out), getattr(torch, options.dtype)
     table: dict[tuple[str, str], list[str]] = {}
@@ -41,39 +37,33 @@ def main() -> None:
                 ops = _ops(kind, N, K, dtype)
                 for M in map(int, options.tokens.split(",")):
                     x = torch.randn(M, K, device="cuda").to(dtype)
-                    ways = {"ours": (1, False), "two": (2, False)}
-                    if options.sharing and M > 16:
-                        ways["sharing"] = 1, True
                     sides = {
-                        name: [_in_launches(*way, op, x) for op in ops]
-                        for name, way in ways.items()
+                        name: [_in_launches(launches, op, x) for op in ops]
+                        for name, launches in (("ours", 1), ("two", 2))
                     }
-                    for calls in zip(*sides.values(), strict=True):
-                        results = [call() for call in calls]
-                        assert all(torch.equal(results[0], y) for y in results[1:])
+                    for one, two in zip(*sides.values(), strict=True):
+                        assert torch.equal(one(), two())
                     times = graph_times(
                         sides, seconds=options.seconds, least_rounds=9, warm_seconds=0.05
                     )
                     limit = (N * K + x.nbytes + M * N * x.itemsize) / copy / 1e3
                     report.line(f"{kind} {N}x{K} M={M}", times, limit, f"copy {copy:.0f} GB/s")
-                    cell = " ".join(f"{times[name].median:.1f}" for name in ways)
+                    cell = f"{times['ours'].median:5.1f} {times['two'].median:5.1f}"
                     table.setdefault((f"{N}x{K}", kind), []).append(cell)
                 del ops
         hosts = {kind: _host(kind, dtype) for kind in KINDS}
-    print("\nus in graphs: one launch, two, and sharing where it was asked for")
-    print(f"{'':26s}" + "".join(f"{'M=' + M:>15s}" for M in options.tokens.split(",")))
+    print("\nus of one launch and of two, in graphs")
+    print(f"{'':26s}" + "".join(f"{'M=' + M:>14s}" for M in options.tokens.split(",")))
     for (shape, kind), cells in table.items():
-        print(f"{shape:12s}{kind:14s}" + "".join(f"{cell:>15s}" for cell in cells))
+        print(f"{shape:12s}{kind:14s}" + "".join(f"{cell:>14s}" for cell in cells))
     print("us a call on the host, 1024x1024, M=1, one launch and two")
     for kind, (one, two) in hosts.items():
         print(f"{kind:26s}{one:8.1f} {two:5.1f}")
 
 
-def _in_launches(
-    launches: int, sharing: bool, op: Callable[[Tensor], Tensor], x: Tensor
-) -> Callable[[], Tensor]:
+def _in_launches(launches: int, op: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
     def call() -> Tensor:
-        _cuda.force_launches(launches, sharing)
+        _cuda.force_launches(launches)
         try:
             return op(x)
         finally:

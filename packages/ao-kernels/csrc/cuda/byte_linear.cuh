@@ -5,10 +5,7 @@
 //
 // Scales of rows and of the tensor need the largest magnitudes first: all warps but the producer's look for them, while weights of a
 // whole ring are under way; CTAs that share a tile look in their part of K, and then read each other's. Tokens are so read twice, from L2 or L1, and those of
-// blocks once: M / 16 or M / 32 of the bytes of the weights, whatever N and K are, for a CTA has 64 output features.
-//
-// SHARE CTAs of a cluster, neighbours along N, may share the work: each looks for peaks in its part of K, and quantizes its part of the tokens of
-// every stage for all of them. A stage is then filled by a helper of each, when the consumers of all have released it.
+// blocks once: M / 16 or M / 32 of the bytes of the weights, whatever N and K are, for a CTA has 64 output features. So a tile has 16 tokens and no more.
 //
 // Early launch: a chained grid (chain.h) fetches weights at once, another one only asks for them to be brought into L2, where a later write of an
 // earlier grid reaches them. Tokens are read, and results stored, after wait_for_earlier_grids().
@@ -30,15 +27,15 @@ struct LinearArgs {
 };
 
 // One consumer warpgroup, a producer warp, and helpers.
-template <class Kind, int BM, int STAGES, int HELPERS_, bool BLOCKS, int SHARE_ = 1>
-struct LinearTile : Tile<Kind, 1, BM, STAGES, 2, BLOCKS> {
-  using Base = Tile<Kind, 1, BM, STAGES, 2, BLOCKS>;
-  static constexpr int HELPERS = HELPERS_, SHARE = SHARE_;
+template <class Kind, bool BLOCKS>
+struct LinearTile : Tile<Kind, 1, 16, 10, 2, BLOCKS> {
+  using Base = Tile<Kind, 1, 16, 10, 2, BLOCKS>;
+  static constexpr int HELPERS = 7;
   static constexpr int kProducer = 4, kWarps = 5 + HELPERS, kThreads = 32 * kWarps;
-  static constexpr int kScalesBytes = 12 * BM, kShared = Base::kShared + kScalesBytes + (SHARE > 1 ? 8 * STAGES : 0);
+  static constexpr int kShared = Base::kShared + 12 * Base::BM;  // Scales
   static constexpr bool kFloat8 = std::is_same_v<Kind, E4m3>;
   static constexpr float kHighest = kFloat8 ? 448.0f : 127.0f;
-  static_assert(HELPERS <= STAGES && BM <= 32);
+  static_assert(HELPERS <= Base::STAGES);
 };
 
 // Of the tokens of a tile, in shared memory; without BLOCKS.
@@ -111,13 +108,13 @@ __device__ void find_peaks(const LinearArgs& a, int first_eight, int last_eight,
   }
 }
 
-// Scales of all tokens from the peaks of `peers` CTAs. Threads 0 to BM - 1.
+// Scales of all tokens from the peaks of the CTAs of the cluster. Threads 0 to BM - 1.
 template <class T>
-__device__ void find_scales(const LinearArgs& a, int peers, Scales<T::BM>& s) {
+__device__ void find_scales(const LinearArgs& a, Scales<T::BM>& s) {
   const int m = threadIdx.x, of = a.scales == TokenScales::tensor ? 0 : m;
   uint32_t peak = s.peak[of];
-  if (peers > 1)
-    for (int r = 0; r < peers; ++r)
+  if (a.product.split > 1)
+    for (int r = 0; r < a.product.split; ++r)
       peak = max(peak, __float_as_uint(read_of_cluster(reinterpret_cast<const float*>(s.peak + of), r)));
   float scale = scale_of(peak, T::kHighest), divisor = scale;
   if (a.scales == TokenScales::given) {
@@ -128,34 +125,13 @@ __device__ void find_scales(const LinearArgs& a, int peers, Scales<T::BM>& s) {
   s.inverse[m] = T::kFloat8 ? Divisor::inverse_of(divisor) : __fdiv_rn(1.0f, divisor);
 }
 
-// Words at `address` of every CTA that shares the tokens.
-template <class T, class... Words>
-__device__ inline void store_in_all(uint32_t address, Words... words) {
-  constexpr bool kTwo = sizeof...(words) == 2;
-  const uint32_t word[] = {words...};
-#pragma unroll
-  for (int r = 0; r < T::SHARE; ++r) {
-    if constexpr (T::SHARE == 1 && kTwo)
-      asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(word[0]), "r"(word[kTwo]) : "memory");
-    else if constexpr (T::SHARE == 1)
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word[0]) : "memory");
-    else if constexpr (kTwo)
-      asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(address_of_rank(address, r)), "r"(word[0]), "r"(word[kTwo])
-                   : "memory");
-    else
-      asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address_of_rank(address, r)), "r"(word[0]) : "memory");
-  }
-}
-
-// The tokens of every HELPERS-th stage, this warp's; of those, the part of CTA `rank` of SHARE. They may be written where `empty` says so.
+// The tokens of every HELPERS-th stage, this warp's.
 template <class T, class X>
-__device__ void quantize_stages(const LinearArgs& a, int helper, int rank, int first, int last, int tiles, uint32_t ring,
-                                uint32_t block_scales, uint32_t full, uint32_t empty, const Scales<T::BM>& s) {
+__device__ void quantize_stages(const LinearArgs& a, int helper, int first, int last, int tiles, uint32_t ring, uint32_t block_scales,
+                                uint32_t full, uint32_t empty, const Scales<T::BM>& s) {
   constexpr int kAtOnce = 16 / sizeof(X);  // pairs of tokens under way: sixteen lanes have the 128 values of one
   const int lane = threadIdx.x % 32, half = lane / 16, column = lane % 16;
-  const int eights = a.product.K / 8, blocks = last - first;
-  const int share = (a.product.M + 2 * T::SHARE - 1) / (2 * T::SHARE) * 2;  // whole pairs
-  const int begin = T::SHARE > 1 ? rank * share : 0, end = T::SHARE > 1 ? min(begin + share, a.product.M) : a.product.M;
+  const int M = a.product.M, eights = a.product.K / 8, blocks = last - first;
   const bool is_given = a.scales == TokenScales::given;
   const float given = is_given ? *a.given : 0;
   int stage = helper, phase = 0, block = first + helper;
@@ -163,23 +139,18 @@ __device__ void quantize_stages(const LinearArgs& a, int helper, int rank, int f
     while (block >= last) block -= blocks;
     const int at = block * 16 + column;
     const uint32_t to = ring + stage * T::kStage + T::kCodes;
-    const auto wait = [&] {
-      if constexpr (T::SHARE > 1) barrier_wait_cluster(empty + 8 * stage, phase ^ 1);
-      else barrier_wait(empty + 8 * stage, phase ^ 1);
-    };
-    if (begin >= end) wait();
-    for (int m0 = begin; m0 < end; m0 += 2 * kAtOnce) {
+    for (int m0 = 0; m0 < M; m0 += 2 * kAtOnce) {
       Eight<X> eight[kAtOnce];
 #pragma unroll
       for (int p = 0; p < kAtOnce; ++p) {
         const int m = m0 + 2 * p + half;
         eight[p].clear();  // input features beyond K have the code 0
-        if (m < end && at < eights) eight[p].load(static_cast<const X*>(a.x) + m * a.x_stride + 8 * at);
+        if (m < M && at < eights) eight[p].load(static_cast<const X*>(a.x) + m * a.x_stride + 8 * at);
       }
-      if (m0 == begin) wait();
+      if (m0 == 0) barrier_wait(empty + 8 * stage, phase ^ 1);
 #pragma unroll
       for (int p = 0; p < kAtOnce; ++p) {
-        if (m0 + 2 * p >= end) break;
+        if (m0 + 2 * p >= M) break;
         const int m = m0 + 2 * p + half;
         float v[8];
         eight[p].values(v);
@@ -189,7 +160,8 @@ __device__ void quantize_stages(const LinearArgs& a, int helper, int rank, int f
 #pragma unroll
           for (int d = 1; d < 16; d *= 2) peak = max(peak, __shfl_xor_sync(~0u, peak, d));
           const float scale = scale_of(peak, T::kHighest);
-          if (column == 0) store_in_all<T>(block_scales + stage * T::kScales + 4 * m, __float_as_uint(scale));
+          if (column == 0)
+            asm volatile("st.shared.f32 [%0], %1;" ::"r"(block_scales + stage * T::kScales + 4 * m), "f"(scale) : "memory");
           codes = float8_codes<false>(v, scale, Divisor(scale));
         } else if constexpr (T::kFloat8) {
           const float scale = s.scale[m];
@@ -198,19 +170,14 @@ __device__ void quantize_stages(const LinearArgs& a, int helper, int rank, int f
         } else {
           codes = is_given ? int8_codes<true>(v, given, s.inverse[m]) : int8_codes<false>(v, s.scale[m], s.inverse[m]);
         }
-        store_in_all<T>(to + m * kStageK + ((column / 2) ^ (m & 7)) * 16 + column % 2 * 8, codes.x, codes.y);
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to + m * kStageK + ((column / 2) ^ (m & 7)) * 16 + column % 2 * 8),
+                     "r"(codes.x), "r"(codes.y)
+                     : "memory");
       }
     }
-    // wgmma reads what was stored
-    if constexpr (T::SHARE > 1) {
-      asm volatile("fence.proxy.async;" ::: "memory");
-      __syncwarp();
-      if (lane < T::SHARE) barrier_arrive_cluster(address_of_rank(full + 8 * stage, lane));
-    } else {
-      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-      __syncwarp();
-      if (lane == 0) barrier_arrive(full + 8 * stage);
-    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads what was stored
+    __syncwarp();
+    if (lane == 0) barrier_arrive(full + 8 * stage);
     block += T::HELPERS;
     stage += T::HELPERS;
     if (stage >= T::STAGES) stage -= T::STAGES, phase ^= 1;
@@ -237,24 +204,21 @@ byte_linear(const __grid_constant__ CUtensorMap codes_map, const __grid_constant
   const uint32_t block_scales = buffer + T::kEpilogue, full = block_scales + STAGES * T::kScales, empty = full + 8 * STAGES;
   Scales<T::BM>& scales =
       *reinterpret_cast<Scales<T::BM>*>(aligned + T::kRing + T::kEpilogue + STAGES * T::kScales + 16 * STAGES);
-  const uint32_t released = T::SHARE > 1 ? empty + 8 * STAGES + T::kScalesBytes : empty;  // by all that share
   ProductArgs product = a.product;
   product.x_scale = scales.scale;
   product.x_scale_stride = 1;
-  const int split = T::SHARE > 1 ? 1 : product.split, peers = max(split, T::SHARE);
-  // Every CTA of a cluster that shares has one, be it behind N.
-  const int n_tiles = T::SHARE > 1 ? static_cast<int>(gridDim.x) : (product.N + T::kRows - 1) / T::kRows;
+  const int split = product.split;
+  const int n_tiles = (product.N + T::kRows - 1) / T::kRows;
   const int n_blocks = (product.K + kStageK - 1) / kStageK, per_split = (n_blocks + split - 1) / split;
-  const int rank = blockIdx.x % peers, first_tile = blockIdx.x / split, tile_step = gridDim.x / split;
-  const int first = T::SHARE > 1 ? 0 : min(rank * per_split, n_blocks), last = min(first + per_split, n_blocks);
+  const int rank = blockIdx.x % split, first_tile = blockIdx.x / split, tile_step = gridDim.x / split;
+  const int first = min(rank * per_split, n_blocks), last = min(first + per_split, n_blocks);
   const int pending = min(STAGES, last - first);  // stages that are fetched at once
   const int warp = threadIdx.x / 32;
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
-      barrier_init(full + 8 * s, 1 + T::SHARE);  // the producer and helpers
+      barrier_init(full + 8 * s, 2);  // the producer and a helper
       barrier_init(empty + 8 * s, 4);
-      if (T::SHARE > 1) barrier_init(released + 8 * s, 4 * T::SHARE);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -280,21 +244,16 @@ byte_linear(const __grid_constant__ CUtensorMap codes_map, const __grid_constant
     if constexpr (!T::BLOCKS) {
       const int worker = warp < T::kProducer ? warp : warp - 1;
       with_dtype(a.x_dtype, [&](auto x) {
-        const int eights = product.K / 8, part = (n_blocks + T::SHARE - 1) / T::SHARE * (kStageK / 8);
-        const int begin = T::SHARE > 1 ? rank * part : first * (kStageK / 8);
-        const int end = min(T::SHARE > 1 ? begin + part : last * (kStageK / 8), eights);
-        find_peaks<decltype(x)>(a, begin, end, worker, T::kWarps - 1, scales.peak);
+        find_peaks<decltype(x)>(a, first * kStageK / 8, min(last * kStageK, product.K) / 8, worker, T::kWarps - 1, scales.peak);
       });
     }
     __syncwarp();
   }
   if constexpr (!T::BLOCKS) {
-    if (peers > 1) cluster_sync();
+    if (split > 1) cluster_sync();
     else __syncthreads();
-    if (threadIdx.x < T::BM) find_scales<T>(a, peers, scales);
+    if (threadIdx.x < T::BM) find_scales<T>(a, scales);
     __syncthreads();
-  } else if constexpr (T::SHARE > 1) {
-    cluster_sync();  // the others' barriers are there
   }
 
   if (warp == T::kProducer) {
@@ -312,29 +271,20 @@ byte_linear(const __grid_constant__ CUtensorMap codes_map, const __grid_constant
   } else if (warp > T::kProducer) {
     const int tiles = first_tile < n_tiles ? (n_tiles - 1 - first_tile) / tile_step + 1 : 0;
     with_dtype(a.x_dtype, [&](auto x) {
-      quantize_stages<T, decltype(x)>(a, warp - T::kProducer - 1, rank, first, last, tiles, ring, block_scales, full, released,
-                                      scales);
+      quantize_stages<T, decltype(x)>(a, warp - T::kProducer - 1, first, last, tiles, ring, block_scales, full, empty, scales);
     });
   } else {
     Consumer<T> consumer(product, 0);
     consumer.ring_ = ring, consumer.scales_ = block_scales;
     int stage = 0, phase = 0;
     const auto wait = [&] {
-      if constexpr (T::SHARE > 1) {
-        barrier_wait_cluster(full + 8 * stage, phase);
-        asm volatile("fence.proxy.async;" ::: "memory");
-      } else {
-        barrier_wait(full + 8 * stage, phase);
-      }
+      barrier_wait(full + 8 * stage, phase);
       const int found = stage;
       if (++stage == STAGES) stage = 0, phase ^= 1;
       return found;
     };
     const auto release = [&](int s) {
       if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * s);
-      if constexpr (T::SHARE > 1) {
-        if (threadIdx.x % 32 < T::SHARE) barrier_arrive_cluster(address_of_rank(released + 8 * s, threadIdx.x % 32));
-      }
     };
     for (int tile = first_tile; tile < n_tiles; tile += tile_step) {
       consumer.run(tile * T::kRows, first, last, wait, release);
@@ -346,16 +296,12 @@ byte_linear(const __grid_constant__ CUtensorMap codes_map, const __grid_constant
       cluster_sync();
       add_parts<T>(product, ring, rank, {0, first_tile * T::kRows});
       cluster_sync();  // the others may still read this CTA's memory
-    } else if constexpr (T::SHARE > 1) {
-      cluster_sync();  // the others may still write to it
     }
     return;
   }
   __syncwarp();
   if (split > 1) {
     cluster_sync();
-    cluster_sync();
-  } else if constexpr (T::SHARE > 1) {
     cluster_sync();
   }
 #endif

@@ -31,9 +31,8 @@ inline PyObject* run_bytes(const char* op, LinearCall& call, TokenScales scales,
       return bytes::launch(linear, device, stream);
     });
   };
-  const int64_t n_bytes = bytes::workspace_bytes(linear.tokens);
-  if (n_bytes == 0) return run();
-  const Workspace workspace(n_bytes, DeviceType::cuda, call.x.device);
+  if (bytes::one_launch(linear.tokens)) return run();
+  const Workspace workspace(bytes::workspace_bytes(linear.tokens), DeviceType::cuda, call.x.device);
   if (!workspace.data()) return nullptr;
   bytes::place_tokens(linear.tokens, workspace.data());
   return run();

@@ -43,7 +43,6 @@ cudaError_t launch_once(const Linear& linear, const Device& device, cudaStream_t
   l.multiprocessors = device.multiprocessors;
   l.early = device.early_launch;
   l.stream = stream;
-  l.share = forced_sharing && l.plan.split == 1 && l.plan.tokens == 32;
   l.args = {.product = arguments(linear, l.plan), .x = t.x, .given = t.given, .x_stride = t.x_stride, .x_dtype = t.x_dtype,
             .scales = t.scales, .chained = device.early_launch && is_chained(stream)};
   if (!encode_codes(&l.codes_map, linear, l.plan)) return cudaErrorInvalidValue;
@@ -54,7 +53,6 @@ cudaError_t launch_once(const Linear& linear, const Device& device, cudaStream_t
 }  // namespace
 
 int64_t workspace_bytes(const TokenArgs& a) {
-  if (one_launch(a.M)) return 0;
   const int64_t scales = a.scales == TokenScales::block    ? (a.K + kStageK - 1) / kStageK * rounded_up(a.M, kScalePitch)
                          : a.scales == TokenScales::tensor ? 1 + a.M
                                                            : a.M;

@@ -12,18 +12,19 @@ namespace ao::bytes {
 // With more tokens, the library's product of float8 codes is faster, for scales of rows and tensors.
 constexpr int64_t kLibraryTokens = 128;
 
-// Up to so many tokens every CTA quantizes them itself. It reads them twice, M / 16 of the bytes of all weights; see decision 0029.
-constexpr int64_t kOneLaunchTokens = 8;
-constexpr int64_t kMostOneLaunchTokens = 32;  // that the kernel has tiles for
+constexpr int64_t kMostOneLaunchTokens = 16;  // the tile of byte_linear.cuh
 
-// In place of what kOneLaunchTokens says, for tests and measurements: 1 or 2 launches, 1 up to kMostOneLaunchTokens; 0 for the rule.
+// Up to so many tokens every CTA quantizes them itself. It is for the host, 12 to 14 us a call instead of 19 to 22: the device takes 0.94 to 1.08
+// times as long up to here, and with more tokens longer and longer. H200, decision 0029.
+inline int64_t one_launch_tokens(TokenScales scales) {
+  return scales == TokenScales::block ? 4 : scales == TokenScales::tensor ? 2 : 1;
+}
+
+// In place of what one_launch_tokens() says, for tests and measurements: 1 or 2 launches, 1 up to kMostOneLaunchTokens; 0 for the rule.
 inline int forced_launches = 0;
 
-// Whether one launch of more than 16 tokens has clusters whose CTAs quantize for each other; no rule takes them before they are measured.
-inline bool forced_sharing = false;
-
-inline bool one_launch(int64_t M) {
-  return M <= (forced_launches == 1 ? kMostOneLaunchTokens : forced_launches == 2 ? 0 : kOneLaunchTokens);
+inline bool one_launch(const TokenArgs& a) {
+  return a.M <= (forced_launches == 1 ? kMostOneLaunchTokens : forced_launches == 2 ? 0 : one_launch_tokens(a.scales));
 }
 
 // Output features and tokens of a tile (64 by 16, 32 or 64; 128 by 128 or, for int8, 256), and CTAs that share it.
@@ -32,7 +33,7 @@ struct Plan {
 };
 
 struct Linear {
-  TokenArgs tokens;      // codes and scale point into the workspace, if there is one
+  TokenArgs tokens;      // two launches: codes and scale point into the workspace; one: they are nullptr
   const uint8_t* codes;  // (N, K) int8 or e4m3
   const void* scale;     // see ProductArgs in byte_product.cuh
   const void* bias;
@@ -42,7 +43,7 @@ struct Linear {
   DType scale_dtype, bias_dtype;
 };
 
-// Bytes of a workspace for the codes and scales of tokens, which must begin at a multiple of 256; 0 for one launch.
+// Bytes of a workspace for the codes and scales of tokens, which must begin at a multiple of 256.
 int64_t workspace_bytes(const TokenArgs& a);
 
 // Fills in where codes and scales of the tokens lie.

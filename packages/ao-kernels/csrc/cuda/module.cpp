@@ -41,12 +41,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("byte_product_refusal", [](int device) { return ao::bytes::device_refusal(*ao::device(device)); },
         py::arg("device"), "Why no product of 8-bit codes runs on this CUDA device, or an empty string.");
 
-  m.def("force_launches", [](int launches, bool sharing) {
-    ao::bytes::forced_launches = launches;
-    ao::bytes::forced_sharing = sharing;
-  }, py::arg("launches"), py::arg("sharing") = false,
-        "Launches of a linear with quantized activations: 1 (up to 32 tokens) or 2 in place of what the rule says; 0 for the rule. "
-        "sharing: with one launch and more than 16 tokens, CTAs of a cluster quantize for each other.");
+  m.def("force_launches", [](int launches) { ao::bytes::forced_launches = launches; }, py::arg("launches"),
+        "Launches of a linear with quantized activations: 1 (up to 16 tokens) or 2 in place of what the rule says; 0 for the rule.");
 
   register_adam_step(m);
   m.def("force_grouped_tile", [](int tokens) { ao::forced_tile = tokens; }, py::arg("tokens"),

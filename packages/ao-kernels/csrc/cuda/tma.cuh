@@ -63,27 +63,6 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
 
-// What `address` is called in the cluster if it lies in the shared memory of the cluster's CTA `rank`.
-__device__ inline uint32_t address_of_rank(uint32_t address, uint32_t rank) {
-  uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  return remote;
-}
-
-// Arrives at a barrier of the cluster and publishes what this thread has seen; the other side waits with barrier_wait_cluster().
-__device__ inline void barrier_arrive_cluster(uint32_t remote) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory");
-}
-
-__device__ inline void barrier_wait_cluster(uint32_t barrier, uint32_t phase) {
-  asm volatile(
-      "{.reg .pred p;\n"
-      "ao_again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
-      "@p bra ao_done;\n"
-      "bra ao_again;\n"
-      "ao_done: }" ::"r"(barrier), "r"(phase) : "memory");
-}
-
 // Four floats at `address` in the shared memory of the cluster's CTA `rank`.
 __device__ inline float4 load_remote(uint32_t address, uint32_t rank) {
   uint32_t remote;
