@@ -40,7 +40,7 @@ class _Lane:
     transfers: Transfers
     gradient: Tensor | None = None  # the part of this rank, on the CPU
     arrival: Arrival | None = None  # while a gradient waits for its step
-    version: int | None = None  # of the parameter when its copy was last the same
+    version: tuple[int, int] | None = None  # of the parameter when its copy was last the same
     hook: Any = field(default=None, repr=False)
 
 
@@ -201,16 +201,16 @@ class CPUOffloadOptimizer(Optimizer):
 
     def _refresh(self, lane: _Lane) -> None:
         """Read the parameter anew if its copy is not known to be the same."""
-        part = local_part(lane.parameter.detach())
-        if lane.version == part._version:
+        if lane.version == _version(lane.parameter):
             return
+        part = local_part(lane.parameter.detach())
         if self._transfers.get(part.device) is not lane.transfers:
             raise RuntimeError(
                 f"a parameter has moved to {part.device} since the optimizer was built: move the "
                 "model first, then build the optimizer"
             )
         lane.transfers.fetch(part, local_part(lane.host.detach())).wait()
-        lane.version = part._version
+        lane.version = _version(lane.parameter)
 
     def sync_from_model(self) -> None:
         """Read all parameters from the device anew, those without gradients at their next one.
@@ -296,7 +296,7 @@ class CPUOffloadOptimizer(Optimizer):
             for transfers in self._transfers.values():
                 transfers.join()
             for lane in sent:
-                lane.version = local_part(lane.parameter.detach())._version
+                lane.version = _version(lane.parameter)
         self._waiting.clear()
         self._scale = 1.0
         self._link_state()
@@ -387,6 +387,11 @@ class CPUOffloadOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("CPUOffloadOptimizer is not pickled or copied: save its state_dict()")
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    """It changes with each change in place that torch counts, of a DTensor or of its part."""
+    return parameter._version, getattr(parameter, "_local_tensor", parameter)._version
 
 
 def _nbytes(lane: _Lane) -> int:
