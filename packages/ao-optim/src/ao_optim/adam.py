@@ -98,10 +98,7 @@ class AdamW8bit(QuantizedAdam):
 
 
 class AdamW4bit(QuantizedAdam):
-    """AdamW with state in 4 bits, 1 byte a parameter and 8 a block.
-
-    exp_avg_sq is rounded with a dither over the steps (docs/numerics.md), the rest to the nearest.
-    """
+    """AdamW with state in 4 bits, 1 byte a parameter and 8 a block."""
 
     kind_bits = 4
 
@@ -120,7 +117,7 @@ class Adam8bit(QuantizedAdam):
 
 
 class Adam4bit(QuantizedAdam):
-    """Adam with state in 4 bits, 1 byte a parameter and 8 a block, rounded as AdamW4bit's."""
+    """Adam with state in 4 bits, 1 byte a parameter and 8 a block."""
 
     kind_bits = 4
     decoupled = False

@@ -164,21 +164,12 @@ class Stored:
         return moment.double() if self.p.dtype == torch.float64 else moment
 
     def write(
-        self,
-        values: Sequence[Tensor],
-        scales: Sequence[Tensor],
-        i: int,
-        x: Tensor,
-        *,
-        signed: bool,
-        dither: int | None = None,
+        self, values: Sequence[Tensor], scales: Sequence[Tensor], i: int, x: Tensor, *, signed: bool
     ) -> None:
         if self.bits == 32:
             values[i].copy_(x)
             return
-        codes, scale = quantize_moment(
-            x, bits=self.bits, signed=signed, block_size=self.block_size, dither=dither
-        )
+        codes, scale = quantize_moment(x, bits=self.bits, signed=signed, block_size=self.block_size)
         values[i].copy_(codes)
         scales[i].copy_(scale)
 
