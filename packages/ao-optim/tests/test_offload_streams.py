@@ -50,10 +50,9 @@ def test_bits_on_a_gpu(name: str, mode: Any) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["gradients go", "state in backward"])
-def test_memory_on_a_gpu(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_on_a_gpu(mode: str) -> None:
     """128 layers of 8 MB: gradients would take 1 GB more, the state 2 GB in bfloat16, 1 in 8 bits.
     Some 0.25 GB of gradients, and as much of state, may be under way."""
-    monkeypatch.setattr("ao_optim.transfers.STAGED", 64 << 20)
     net = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(128))).bfloat16().cuda()
     weights = sum(p.nbytes for p in net.parameters())
     x = torch.randn(64, 2048, device="cuda", dtype=torch.bfloat16)
@@ -73,13 +72,8 @@ def test_memory_on_a_gpu(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("staged", [0, 5 << 20, 1 << 30])
-def test_weights_are_read_until_the_device_has_ended(
-    staged: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """6 weights of 2 MB that the device will read 50 ms later: old values until then, whether their
-    new ones are on the device already (all, or 2 of them) or not."""
-    monkeypatch.setattr("ao_optim.transfers.STAGED", staged)
+def test_weights_are_read_until_the_device_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 weights of 2 MB that the device will read 50 ms later: old values until then."""
     monkeypatch.setattr("ao_optim.offload.BATCH", 1)
     nets = [wide("cpu"), wide("cuda")]
     plain = AdamW8bit(nets[0].parameters(), lr=1e-2)

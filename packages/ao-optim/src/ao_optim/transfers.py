@@ -20,10 +20,6 @@ __all__ = ["Arrival", "CudaTransfers", "Transfers", "transfers_of"]
 # memory is reused only then: the host enqueues a backward pass long before the device runs it, and
 # would else allocate every gradient of the model.
 IN_FLIGHT = 256 << 20
-# Bytes of new weights that may be on the device before it has ended what it was asked for, and so
-# before they may replace the old ones. The CPU has most of them ready by then, and the bus would
-# else start only there.
-STAGED = 640 << 20
 
 
 class Arrival(NamedTuple):
@@ -109,8 +105,6 @@ class CudaTransfers(Transfers):
         self.down, self.up = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self._in_flight: deque[tuple[Tensor, torch.cuda.Stream, torch.cuda.Event]] = deque()
         self._bytes = 0
-        self._staged: list[tuple[Tensor, Tensor]] = []  # new weights, and where they go,
-        self._after: Any = None  # once this event has happened
 
     def host_like(self, x: Tensor) -> Tensor:
         return torch.empty_like(x, device="cpu", pin_memory=True)
@@ -166,29 +160,13 @@ class CudaTransfers(Transfers):
         self.stream().wait_event(event)
 
     def send(self, source: Tensor, target: Tensor, *, after: Any) -> None:
-        staged = sum(stage.nbytes for stage, _ in self._staged)
         with torch.cuda.stream(self.up):
-            if staged + target.nbytes <= STAGED and not after.query():
-                stage = torch.empty_like(target).copy_(source, non_blocking=True)
-                self._staged.append((stage, target))
-                self._after = after
-                return
-            self._land(after)
+            self.up.wait_event(after)
             target.copy_(source, non_blocking=True)
-
-    def _land(self, after: Any) -> None:
-        """The device's old weights are read no more after this event: replace them."""
-        self.up.wait_event(after)
-        for stage, target in self._staged:
-            target.copy_(stage, non_blocking=True)
-        self._staged.clear()
 
     def join(self) -> None:
         while self._in_flight:
             self._let_go()
-        if self._staged:
-            with torch.cuda.stream(self.up):
-                self._land(self._after)
         self.stream().wait_stream(self.down)
         self.stream().wait_stream(self.up)
 
