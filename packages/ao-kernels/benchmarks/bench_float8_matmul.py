@@ -3,7 +3,8 @@ of a mixture of experts.
 
 "row", "tensor", "1x128 x 128x128" (forward, dgrad), "1x128 x 1x128" (wgrad), "mx" (emulated) and
 "int8" multiply codes that are there; the limit is the rate of a large float8 product of cuBLAS.
-"grouped" is a whole step of experts: casts, forward, dgrad and wgrad beside torch._grouped_mm.
+"grouped" is a whole step of experts: casts, forward, dgrad and wgrad beside torch._grouped_mm; with
+--parts each of them alone, too, beside its product in bfloat16 (casts beside the copy of as much).
 
 python benchmarks/bench_float8_matmul.py --shapes 4096x4096,14336x4096 --tokens 8192
 """
@@ -39,6 +40,7 @@ def main() -> None:
     parser.set_defaults(shapes="4096x4096,14336x4096", tokens="8192", seconds=0.3)
     parser.add_argument("--kinds", default="tensor,e5m2,row,forward,wgrad,mx,int8")
     parser.add_argument("--experts", default="8", help="E,E,...; empty: no grouped products")
+    parser.add_argument("--parts", action="store_true", help="of grouped products, each alone")
     options = parser.parse_args()
     report = Report("float8_matmul", options.out)
     with torch.inference_mode():
@@ -47,7 +49,8 @@ def main() -> None:
                 for kind in filter(None, options.kinds.split(",")):
                     tried(kind, one, report, kind, M, N, K, options.seconds)
                 for E in map(int, filter(None, options.experts.split(","))):
-                    tried(f"grouped {E}", grouped, report, M, N, K, E, options.seconds)
+                    sizes = M, N, K, E
+                    tried(f"grouped {E}", grouped, report, *sizes, options.seconds, options.parts)
 
 
 def tried(name: str, measure: Callable[..., None], *args: Any) -> None:
@@ -92,7 +95,7 @@ def one(report: Report, kind: str, M: int, N: int, K: int, seconds: float) -> No
     report.add(f"{M}x{N}x{K} {kind} {chosen}", measured, n_bytes, 2 * M * N * K)
 
 
-def grouped(report: Report, M: int, N: int, K: int, E: int, seconds: float) -> None:
+def grouped(report: Report, M: int, N: int, K: int, E: int, seconds: float, parts: bool) -> None:
     """A step of experts whose sizes differ; weights are cast in each."""
     x, grad = (torch.randn(M, n, device="cuda").bfloat16() for n in (K, N))
     w = torch.randn(E, N, K, device="cuda").bfloat16() / K**0.5
@@ -117,6 +120,34 @@ def grouped(report: Report, M: int, N: int, K: int, E: int, seconds: float) -> N
     sides = {"ours": [partial(ours, w)] * 2, "bf16": [partial(bf16, w)] * 2}
     measured = alternate(sides, seconds=seconds, least_rounds=5, product=E4M3)
     report.add(f"{M}x{N}x{K} grouped {E}", measured, 0, 6 * M * N * K)
+    if not parts:
+        return
+    a, a_scale, at, at_scale, ends = quantize_grouped_both(x, E4M3, offsets)
+    g, g_scale, gt, gt_scale, _ = quantize_grouped_both(grad, E4M3, offsets)
+    b, b_scale, bt, bt_scale = quantize_rowwise_both(w, E4M3)
+    alone: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "cast of x": (partial(quantize_grouped_both, x, E4M3, offsets), x.clone),
+        "cast of the gradient": (partial(quantize_grouped_both, grad, E4M3, offsets), grad.clone),
+        "cast of w": (partial(quantize_rowwise_both, w, E4M3), w.clone),
+        "forward": (
+            partial(float8_grouped_matmul, a, a_scale, b, b_scale, offsets),
+            partial(torch._grouped_mm, x, w.mT, offs=offsets),
+        ),
+        "dgrad": (
+            partial(float8_grouped_matmul, g, g_scale, bt, bt_scale, offsets),
+            partial(torch._grouped_mm, grad, w, offs=offsets),
+        ),
+        "wgrad": (
+            partial(float8_grouped_wgrad, gt, gt_scale, at, at_scale, ends),
+            partial(torch._grouped_mm, grad.T, x, offs=offsets),
+        ),
+    }
+    for name, (part, other) in alone.items():
+        sides = {"ours": [part] * 2, "bf16": [other] * 2}
+        flops = 0 if name.startswith("cast") else 2 * M * N * K
+        n_bytes = 4 * {"x": M * K, "w": E * N * K}.get(name[-1], M * N) if not flops else 0
+        measured = alternate(sides, seconds=seconds, least_rounds=5, product=E4M3)
+        report.add(f"{M}x{N}x{K} grouped {E}, {name}", measured, n_bytes, flops)
 
 
 if __name__ == "__main__":
