@@ -19,6 +19,7 @@ from ao_optim import (
     Muon,
     StateOffloadOptimizer,
 )
+from ao_optim.offload import version_of
 
 KINDS = (AdamW8bit, AdamW4bit, AdamWFp8, AdamW, Muon)
 
@@ -183,6 +184,9 @@ def check_offload(*, device: str = "cpu") -> None:
             optimizer.zero_grad()
         found[name] = [norm.to(device), *(p.full_tensor() for p in model.parameters())]
         assert norm > 1e-3
+        if isinstance(optimizer, CPUOffloadOptimizer):  # parts are not read anew in each step
+            lanes = optimizer._lanes.values()
+            assert all(lane.version == version_of(lane.parameter) for lane in lanes)
     for name, tensors in found.items():
         for a, b in zip(tensors, found["plain"], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)

@@ -201,7 +201,7 @@ class CPUOffloadOptimizer(Optimizer):
 
     def _refresh(self, lane: _Lane) -> None:
         """Read the parameter anew if its copy is not known to be the same."""
-        if lane.version == _version(lane.parameter):
+        if lane.version == version_of(lane.parameter):
             return
         part = local_part(lane.parameter.detach())
         if self._transfers.get(part.device) is not lane.transfers:
@@ -210,7 +210,7 @@ class CPUOffloadOptimizer(Optimizer):
                 "model first, then build the optimizer"
             )
         lane.transfers.fetch(part, local_part(lane.host.detach())).wait()
-        lane.version = _version(lane.parameter)
+        lane.version = version_of(lane.parameter)
 
     def sync_from_model(self) -> None:
         """Read all parameters from the device anew, those without gradients at their next one.
@@ -296,7 +296,7 @@ class CPUOffloadOptimizer(Optimizer):
             for transfers in self._transfers.values():
                 transfers.join()
             for lane in sent:
-                lane.version = _version(lane.parameter)
+                lane.version = version_of(lane.parameter)
         self._waiting.clear()
         self._scale = 1.0
         self._link_state()
@@ -389,7 +389,7 @@ class CPUOffloadOptimizer(Optimizer):
         raise TypeError("CPUOffloadOptimizer is not pickled or copied: save its state_dict()")
 
 
-def _version(parameter: Tensor) -> tuple[int, int]:
+def version_of(parameter: Tensor) -> tuple[int, int]:
     """It changes with each change in place that torch counts, of a DTensor or of its part."""
     return parameter._version, getattr(parameter, "_local_tensor", parameter)._version
 
