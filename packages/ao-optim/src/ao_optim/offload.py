@@ -286,17 +286,13 @@ class CPUOffloadOptimizer(Optimizer):
         self._give_options()
         self._collect()
         marks = {each: each.mark() for each in self._transfers.values()}
-        sent: list[_Lane] = []
         try:
             with self._scale_in_base():
                 for batch in _batches(list(self._waiting)):
                     self._update(batch, marks)
-                    sent += batch
-        finally:
+        finally:  # copies of batches before an error are under way
             for transfers in self._transfers.values():
                 transfers.join()
-            for lane in sent:
-                lane.version = version_of(lane.parameter)
         self._waiting.clear()
         self._scale = 1.0
         self._link_state()
@@ -350,6 +346,7 @@ class CPUOffloadOptimizer(Optimizer):
         for lane in batch:
             part = local_part(lane.parameter.detach())
             lane.transfers.send(local_part(lane.host.detach()), part, after=marks[lane.transfers])
+            lane.version = version_of(lane.parameter)
 
     # --- state
 

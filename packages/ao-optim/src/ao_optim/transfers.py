@@ -86,8 +86,7 @@ class Transfers:
         """What the device is asked for from now on waits for an event."""
 
     def send(self, source: Tensor, target: Tensor, *, after: Any) -> None:
-        """Start target = source on the device, behind the event `after`, the same for all until
-        `join`, without which it need not end."""
+        """Start target = source on the device, behind the event `after`."""
         target.copy_(source)
 
     def join(self) -> None:
