@@ -13,6 +13,12 @@ at f = 2. With d = 2 + 2**-M, the middle of the first cell, that cell stands for
 signed maps, whose code has the sign in front of these bits. In unsigned ones d is less and no code
 is zero: their root is divided by. The signed map of 8 bits is the mu-law decoder of ITU-T G.711.
 
+With a dither a value goes to the middle below or above it:
+
+    f' = bits(f) + dither, at least bits(2.0)       the code: bits of f' instead of f
+    dither of element i in step t: the upper bits of i * A + hash(t) mod 2**32 as a signed number;
+        of a signed moment, of C times that
+
 docs/numerics.md ("State of optimizers") has the errors. The last block is filled up with zeros. A
 moment is signed (exp_avg) or not (exp_avg_sq).
 """
@@ -20,12 +26,14 @@ moment is signed (exp_avg) or not (exp_avg_sq).
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ao_core.packing import pack, packed_bytes, unpack
+from ao_core.rounding import random_key
 
 __all__ = [
     "FORMATS",
@@ -33,6 +41,7 @@ __all__ = [
     "StateBits",
     "code_values",
     "dequantize_moment",
+    "dither_starts",
     "get_format",
     "quantize_moment",
     "zero_moment",
@@ -41,6 +50,13 @@ __all__ = [
 StateBits = int | str  # 8, 4, "fp8", 32
 TINY = torch.finfo(torch.float32).tiny
 LARGEST_FP8, SMALLEST_FP8 = 448.0, 2.0**-9  # of positive e4m3 values
+# A of the dither is the plastic number's share of 2**32: elements in a row are spread evenly
+# (Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018). C was found by a
+# search, so that they are in the other moment, and in both together.
+DITHER_OF_ELEMENT, DITHER_OF_SIGNED = 0xC13FA9A9, 0xA30ED527
+# What the scale of a block with a dither is larger: the largest f lies 6 units in the last place
+# above the middle of the last cell at most, and up to half a cell of 2**20 units comes on top.
+DITHER_ROOM = 2.0**-21
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,10 @@ class MomentFormat:
     def top(self, signed: bool) -> float:
         """The largest value of a code."""
         return LARGEST_FP8 if self.maps is None else self.maps[signed].top
+
+    def inv_top(self, signed: bool, *, dithered: bool) -> float:
+        """The scale of a block as a share of its largest magnitude, to be rounded to float32."""
+        return (1 + DITHER_ROOM * dithered) / self.top(signed)
 
 
 FORMATS: dict[StateBits, MomentFormat] = {
@@ -140,20 +160,46 @@ def code_values(bits: StateBits, *, signed: bool) -> Tensor:
     return _values(bits, signed, torch.device("cpu")).clone()
 
 
+def dither_starts(steps: Sequence[float], offsets: Sequence[int]) -> list[int]:
+    """The words in [0, 2**32) that the dithers of parameters begin with: of each the step, counted
+    from 1, and its first element's index in the whole parameter."""
+    words = {step: random_key(seed=0, stream=0, step=int(step)) for step in set(steps)}
+    return [
+        (first * DITHER_OF_ELEMENT + words[step]) & 0xFFFFFFFF
+        for step, first in zip(steps, offsets, strict=True)
+    ]
+
+
+def _dither(numel: int, start: int, bits: int, signed: bool, device: torch.device) -> Tensor:
+    """(numel) int32 in [-2**(bits - 1), 2**(bits - 1))."""
+    index = torch.arange(numel, dtype=torch.int64, device=device)
+    word = (index * DITHER_OF_ELEMENT + start) & 0xFFFFFFFF
+    if signed:
+        word = (word * DITHER_OF_SIGNED) & 0xFFFFFFFF
+    number = (word ^ 0x80000000) - 0x80000000
+    return (number >> (32 - bits)).int()
+
+
 def quantize_moment(
-    x: Tensor, *, bits: StateBits, signed: bool, block_size: int
+    x: Tensor, *, bits: StateBits, signed: bool, block_size: int, dither: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Codes (B, n) in the format's storage (4 bits: (B, n/2) bytes) and scale (B) float32.
 
     x: any shape, read in row-major order. A block that holds NaN or inf gets a NaN scale, and codes
     of zero bits.
+    dither: a start from `dither_starts`, for moments of 4 bits (ValueError for others).
+    Values then go to one of the two middles around them such that the mean over many steps is the
+    value. None: to the middle of the cell.
     """
     row = get_format(bits)
+    if dither is not None and bits != 4:
+        raise ValueError(f"moments of 4 bits have a dither, those of {bits!r} none")
     flat = x.float().flatten()
     blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % block_size))
     blocks = blocks.view(-1, block_size)
     peak = blocks.abs().amax(dim=1)
-    scale = (peak * (1 / row.top(signed))).clamp(min=TINY)
+    inv_top = row.inv_top(signed, dithered=dither is not None)
+    scale = (peak * inv_top).clamp(min=TINY)
     scale = torch.where(peak.isfinite(), scale, torch.nan)
     inv_scale = scale.reciprocal()[:, None]
     if row.maps is None:
@@ -162,6 +208,9 @@ def quantize_moment(
         return codes, scale
     each = row.maps[signed]
     bits_of_f = (blocks.abs() * inv_scale + each.bias).view(torch.int32)
+    if dither is not None:
+        by = _dither(blocks.numel(), dither, each.shift, signed, x.device).view_as(bits_of_f)
+        bits_of_f = (bits_of_f + by).clamp(min=0x40000000)  # bits of 2.0
     codes = (bits_of_f >> each.shift) & (2 ** (each.segment_bits + each.cell_bits) - 1)
     if signed:
         codes |= (blocks.view(torch.int32) < 0).int() << (row.code_bits - 1)
