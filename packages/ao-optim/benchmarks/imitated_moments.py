@@ -19,7 +19,13 @@ import train_llama
 from text import read, tokens
 from torch import Tensor
 
-from ao_core.moments import code_values, dequantize_moment, dither_starts, quantize_moment
+from ao_core.moments import (
+    FORMATS,
+    code_values,
+    dequantize_moment,
+    dither_starts,
+    quantize_moment,
+)
 from ao_optim.record import SMALL
 
 BLOCK = 128
@@ -87,29 +93,53 @@ def deep(x: Tensor, *, signed: bool, step: int) -> Tensor:
     return stochastic(x, signed=signed, step=step, values=DEEP)
 
 
+def powers(x: Tensor, *, signed: bool, step: int) -> Tensor:
+    """To powers of two."""
+    values = 2.0 ** torch.arange(-6 if signed else -15, 1.0)
+    if signed:
+        values = torch.cat((-values, torch.zeros(1), values))
+    return stochastic(x, signed=signed, step=step, values=values)
+
+
 def dithered(x: Tensor, *, signed: bool, step: int) -> Tensor:
-    """By the sequence over elements and steps of `ao_core.moments`."""
+    """As the kernels do."""
     (dither,) = dither_starts([step], [0])
     options = {"bits": 4, "signed": signed, "block_size": BLOCK}
     codes, scale = quantize_moment(x, dither=dither, **options)
     return dequantize_moment(codes, scale, **options).view(-1)[: x.numel()].view_as(x)
 
 
+def hashed(x: Tensor, *, signed: bool, step: int) -> Tensor:
+    """As the kernels do, but with random words instead of those of a sequence over elements."""
+    each = FORMATS[4].maps[signed]
+    blocks = torch.nn.functional.pad(x.reshape(-1), (0, -x.numel() % BLOCK)).view(-1, BLOCK)
+    scale = (blocks.abs().amax(1, keepdim=True) * (1.000001 / each.top)).clamp_min(2.0**-126)
+    bits = (blocks.abs() / scale + each.bias).view(torch.int32)
+    half = 1 << (each.shift - 1)
+    bits = (bits + torch.randint_like(bits, -half, half)).clamp(min=0x40000000)
+    bits = (bits >> each.shift << each.shift) + half
+    rounded = (bits.view(torch.float32) - each.bias) * scale * blocks.sign() ** signed
+    return rounded.view(-1)[: x.numel()].view_as(x)
+
+
 ROUNDINGS = {
-    "both dithered": (dithered, dithered),
-    "first dithered": (dithered, None),
     "both": (nearest, nearest),
     "first": (nearest, None),
     "second": (None, nearest),
-    "first midpoint": (midpoint, None),
     "both midpoint": (midpoint, midpoint),
-    "first midpoint, second": (midpoint, nearest),
-    "first stochastic": (stochastic, None),
-    "first stochastic, second": (stochastic, nearest),
-    "second stochastic alone": (None, stochastic),
-    "second stochastic": (nearest, stochastic),
+    "both dithered": (dithered, dithered),
+    "first dithered": (dithered, None),
+    "second dithered": (None, dithered),
+    "both hashed": (hashed, hashed),
     "both stochastic": (stochastic, stochastic),
-    "second stochastic, deep": (nearest, deep),
+    "first stochastic": (stochastic, None),
+    "second stochastic": (None, stochastic),
+    "first stochastic + second": (stochastic, nearest),
+    "first + second stochastic": (nearest, stochastic),
+    "first stochastic + deep": (stochastic, deep),
+    "first stochastic + powers": (stochastic, powers),
+    "powers + second stochastic": (powers, stochastic),
+    "powers + deep": (powers, deep),
 }
 
 
