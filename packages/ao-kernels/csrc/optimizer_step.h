@@ -48,13 +48,19 @@ struct Companding {
 };
 template <MomentFormat F, bool SIGNED>
 constexpr Companding kCompanding = F == MomentFormat::bits8   ? (SIGNED ? Companding{4, 7, 2.0625f, 501.9375} : Companding{4, 8, 2.0f, 129022.0})
-                                   : F == MomentFormat::bits4 ? (SIGNED ? Companding{1, 3, 2.5f, 25.5} : Companding{2, 4, 2.1875f, 27.8125})
+                                   : F == MomentFormat::bits4 ? (SIGNED ? Companding{1, 3, 2.0f, 22.0} : Companding{2, 4, 1.9375f, 26.0625})
                                                               : Companding{0, 0, 0.0f, 448.0};
+// What the f of a code is above its cell's lower end, and what is added to bits of f before a code is cut off: half a cell here or there.
+template <MomentFormat F, bool SIGNED>
+constexpr uint32_t kToValue = F == MomentFormat::bits8 ? 1u << (22 - kCompanding<F, SIGNED>.cell_bits) : 0;
+template <MomentFormat F, bool SIGNED>
+constexpr uint32_t kToNearest = F == MomentFormat::bits4 ? 1u << (22 - kCompanding<F, SIGNED>.cell_bits) : 0;
+
 // The scale of a block as a share of its peak; a dithered one leaves room above the largest f (ao_core/moments.py).
 template <MomentFormat F, bool SIGNED, bool DITHERED>
 constexpr float kInvTop = static_cast<float>((DITHERED ? 1.0 + 0x1p-21 : 1.0) / kCompanding<F, SIGNED>.top);
 
-// A dither is the upper 23 - cell_bits bits of a word, signed; the words of elements in a row are this far apart.
+// A dither is the upper 23 - cell_bits bits of a word; the words of elements in a row are this far apart.
 constexpr uint32_t kDitherOfElement = 0xc13fa9a9u, kTwo = 0x40000000u;  // bits of 2.0f
 // What words of a moment are multiplied with.
 template <bool SIGNED>

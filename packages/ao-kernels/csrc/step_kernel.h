@@ -204,9 +204,9 @@ inline Floats decoded(const void* from, float scale) {
     return floats_of(x | (code & 0x80u) << 24) * scale;
   }
   constexpr int kShift = 23 - map.cell_bits;
-  constexpr uint32_t kMiddle = 0x40000000u + (1u << (kShift - 1)), kCode = (1u << map.width) - 1;
+  constexpr uint32_t kFirst = kTwo + kToValue<F, SIGNED>, kCode = (1u << map.width) - 1;
   const Words size = SIGNED ? code & kCode : code;
-  Floats x = floats_of((size << kShift) + kMiddle) - map.bias;
+  Floats x = floats_of((size << kShift) + kFirst) - map.bias;
   if (SIGNED) x = floats_of(merged(all_words(kSign), code << (31 - map.width), words_of(x)));
   return x * scale;
 }
@@ -227,8 +227,9 @@ inline Words encoded(Floats x, float inv_scale, Words words) {
   }
   const Floats size = SIGNED ? floats_of(words_of(x) & ~kSign) : x;
   Words f = words_of(size * inv_scale + map.bias);
-  if (DITHERED) f += (Words)((Ints)words >> (9 + map.cell_bits));
-  if (DITHERED && !SIGNED) f = largest(f, all_words(kTwo));
+  if (DITHERED) f += words >> (9 + map.cell_bits);
+  else f += kToNearest<F, SIGNED>;
+  if (map.bias < 2) f = largest(f, all_words(kTwo));
   Words code = f >> (23 - map.cell_bits);
   if (SIGNED) code = merged(all_words((1u << map.width) - 1), code, words_of(x) >> (31 - map.width));
   return kTruncates && F == MomentFormat::bits8 ? code : code & ((1u << (map.width + SIGNED)) - 1);

@@ -20,7 +20,6 @@ from text import read, tokens
 from torch import Tensor
 
 from ao_core.moments import (
-    FORMATS,
     code_values,
     dequantize_moment,
     dither_starts,
@@ -109,19 +108,6 @@ def dithered(x: Tensor, *, signed: bool, step: int) -> Tensor:
     return dequantize_moment(codes, scale, **options).view(-1)[: x.numel()].view_as(x)
 
 
-def hashed(x: Tensor, *, signed: bool, step: int) -> Tensor:
-    """As the kernels do, but with random words instead of those of a sequence over elements."""
-    each = FORMATS[4].maps[signed]
-    blocks = torch.nn.functional.pad(x.reshape(-1), (0, -x.numel() % BLOCK)).view(-1, BLOCK)
-    scale = (blocks.abs().amax(1, keepdim=True) * (1.000001 / each.top)).clamp_min(2.0**-126)
-    bits = (blocks.abs() / scale + each.bias).view(torch.int32)
-    half = 1 << (each.shift - 1)
-    bits = (bits + torch.randint_like(bits, -half, half)).clamp(min=0x40000000)
-    bits = (bits >> each.shift << each.shift) + half
-    rounded = (bits.view(torch.float32) - each.bias) * scale * blocks.sign() ** signed
-    return rounded.view(-1)[: x.numel()].view_as(x)
-
-
 ROUNDINGS = {
     "both": (nearest, nearest),
     "first": (nearest, None),
@@ -130,7 +116,6 @@ ROUNDINGS = {
     "both dithered": (dithered, dithered),
     "first dithered": (dithered, None),
     "second dithered": (None, dithered),
-    "both hashed": (hashed, hashed),
     "both stochastic": (stochastic, stochastic),
     "first stochastic": (stochastic, None),
     "second stochastic": (None, stochastic),
