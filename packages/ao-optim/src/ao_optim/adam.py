@@ -100,7 +100,7 @@ class AdamW8bit(QuantizedAdam):
 class AdamW4bit(QuantizedAdam):
     """AdamW with state in 4 bits, 1 byte a parameter and 8 a block.
 
-    exp_avg_sq is rounded with a dither over the steps (docs/numerics.md), the rest to the nearest.
+    Both moments are rounded such that the mean is the value (docs/numerics.md).
     """
 
     kind_bits = 4
