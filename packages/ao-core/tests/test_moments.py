@@ -37,16 +37,16 @@ def test_the_signed_map_of_8_bits_is_that_of_g711() -> None:
 
 
 def test_the_maps_of_four_bits() -> None:
-    signed = code_values(4, signed=True) * 2
-    magnitudes = [0, 2, 5, 9, 15, 23, 35, 51]
-    assert signed.tolist() == magnitudes + [-x for x in magnitudes]
+    magnitudes = [0, 1, 2, 4, 6, 10, 14, 22]
+    assert code_values(4, signed=True).tolist() == magnitudes + [-x for x in magnitudes]
     unsigned = code_values(4, signed=False) * 16
-    steps = [((2 * (c % 4) + 9) << c // 4) * 4 - 35 for c in range(16)]
+    steps = [((c % 4 + 4) << c // 4) * 8 - 31 for c in range(16)]
     assert unsigned.tolist() == steps
 
 
 def edges(bits: int, signed: bool) -> torch.Tensor:
-    """Where the cells of a companded map begin and, the last one, end; float64."""
+    """Where what goes to one value of a companded map begins and, of the last one, ends; float64.
+    They are cells of 8 bits, and of 4 what is nearest."""
     each = FORMATS[bits].maps[signed]  # type: ignore[index]
     count = 2 ** (each.segment_bits + each.cell_bits)
     f = [
@@ -54,13 +54,16 @@ def edges(bits: int, signed: bool) -> torch.Tensor:
         * (2 + 2 * (code & (2**each.cell_bits - 1)) / 2**each.cell_bits)
         for code in range(count)
     ]
-    return torch.tensor([*f, 2.0 ** (2**each.segment_bits + 1)], dtype=torch.float64) - each.bias
+    ends = torch.tensor([*f, 2.0 ** (2**each.segment_bits + 1)], dtype=torch.float64) - each.bias
+    if each.middles:
+        return ends
+    return torch.cat((ends[:1], (ends[:-1] + ends[1:]) / 2))
 
 
 @pytest.mark.parametrize(("bits", "signed"), [m for m in MAPS if m[0] != "fp8"])
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**-20, 1.0, 2.0**100])
 def test_cells_by_enumeration(bits: int, signed: bool, scale: float) -> None:
-    """Every code from its value, and from both ends of its cell."""
+    """Every code from its value, and from both ends of what goes to it."""
     begin = edges(bits, signed)
     count = len(begin) - 1
     values = code_values(bits, signed=signed)[:count].double()
@@ -80,7 +83,7 @@ def test_cells_by_enumeration(bits: int, signed: bool, scale: float) -> None:
     assert torch.equal(back.flatten()[: len(expected)], wanted)
 
 
-BOUNDS = {(8, True): 0.01594, (8, False): 0.01588, (4, True): 0.15687, (4, False): 0.07192}
+BOUNDS = {(8, True): 0.01594, (8, False): 0.01588, (4, True): 0.18182, (4, False): 0.07674}
 RELATIVE = {(8, True): (1e-2, 0.0421), (8, False): (1e-3, 0.0315), (4, False): (1e-1, 0.178)}
 
 
@@ -107,10 +110,10 @@ def test_errors_are_within_the_bounds_of_the_document(bits: int | str, signed: b
 
 
 def test_errors_of_roots_with_four_bits() -> None:
-    """What the update divides by: within 0.0587 of the largest root."""
+    """What the update divides by: within 0.0605 of the largest root."""
     x = torch.linspace(0, 1, 200_000)
     error = (round_trip(x**2, 4, False, len(x)).sqrt() - x).abs()
-    assert error.max() <= 0.0587
+    assert 0.0600 <= error.max() <= 0.0606
 
 
 @pytest.mark.parametrize(("bits", "signed"), MAPS)

@@ -1,6 +1,6 @@
 // Binding of the ops that take a step of an optimizer: reads and checks
 //   (any, params, grads, exp_avg, exp_avg_sq, max_exp_avg_sq, exp_avg_scale, exp_avg_sq_scale, max_exp_avg_sq_scale, scalars, state_bits,
-//    block_size, decoupled, maximize, keys, offsets)                                                              adam_step
+//    block_size, decoupled, maximize, dithers, keys, offsets)                                                     adam_step
 //   (any, params, grads, exp_avg, exp_avg_scale, scalars, state_bits, block_size, maximize, keys, offsets)        lion_step
 // Nothing is changed where it does not take the arguments as they are: the Python side then makes them ready or words the refusal.
 #pragma once
@@ -22,14 +22,14 @@ struct StepCall {
   DeviceType type = DeviceType::cpu;
 
   bool read_adam(PyObject* const* args, Py_ssize_t n_args) {
-    if (n_args != 16) return false;
+    if (n_args != 17) return false;
     const bool amsgrad = PySequence_Check(args[5]) && PySequence_Size(args[5]) > 0;
     options.rule = amsgrad ? StepRule::amsgrad : StepRule::adam;
     options.decoupled = args[12] == Py_True;
     options.maximize = args[13] == Py_True;
     PyObject* const values[3] = {args[3], args[4], args[5]};
     PyObject* const scales[3] = {args[6], args[7], args[8]};
-    return read(args[1], args[2], values, scales, amsgrad ? 3 : 2, args[9], args[10], args[11], args[14], args[15]);
+    return read(args[1], args[2], values, scales, amsgrad ? 3 : 2, args[9], args[10], args[11], args[15], args[16], args[14]);
   }
 
   bool read_lion(PyObject* const* args, Py_ssize_t n_args) {
@@ -45,7 +45,7 @@ struct StepCall {
     PyObject** items = nullptr;
     Py_ssize_t size = -1;
     explicit List(PyObject* from) {
-      if (!PyList_CheckExact(from) && !PyTuple_CheckExact(from)) return;
+      if (!from || (!PyList_CheckExact(from) && !PyTuple_CheckExact(from))) return;
       items = PySequence_Fast_ITEMS(from);
       size = PySequence_Fast_GET_SIZE(from);
     }
@@ -70,11 +70,14 @@ struct StepCall {
   }
 
   bool read(PyObject* params, PyObject* grads, PyObject* const* values, PyObject* const* scales, int moments, PyObject* scalars,
-            PyObject* state_bits, PyObject* block_size, PyObject* keys, PyObject* offsets) {
+            PyObject* state_bits, PyObject* block_size, PyObject* keys, PyObject* offsets, PyObject* dithers = nullptr) {
     const List p_list(params), g_list(grads), key_list(keys), offset_list(offsets);
     const Py_ssize_t count = p_list.size;
     if (count < 1 || g_list.size != count || !read_format(state_bits, block_size)) return false;
     if (key_list.size != offset_list.size || (key_list.size != 0 && key_list.size != count)) return false;
+    const List dither_list(dithers);
+    if (dithers && dither_list.size != 0 && (dither_list.size != count || options.format != MomentFormat::bits4)) return false;
+    options.dithered = dither_list.size > 0;
     const double* host_scalars = nullptr;
     if (!read_scalars(scalars, count, &host_scalars)) return false;
     const bool full = options.format == MomentFormat::full;
@@ -116,6 +119,11 @@ struct StepCall {
       t.aligned = together % 16 == 0;
       if (host_scalars)
         for (int s = 0; s < kStepScalars; ++s) t.scalars[s] = static_cast<float>(host_scalars[i * scalars_stride + s]);
+      if (options.dithered) {
+        int64_t start;
+        if (!read_int(dither_list.items[i], &start)) return false;
+        t.dither = static_cast<uint32_t>(start);
+      }
       if (key_list.size && options.p_dtype == DType::bf16) {
         int64_t key;
         if (!read_int(key_list.items[i], &key) || !read_int(offset_list.items[i], &t.offset)) return false;

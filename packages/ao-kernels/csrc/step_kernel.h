@@ -204,15 +204,16 @@ inline Floats decoded(const void* from, float scale) {
     return floats_of(x | (code & 0x80u) << 24) * scale;
   }
   constexpr int kShift = 23 - map.cell_bits;
-  constexpr uint32_t kMiddle = 0x40000000u + (1u << (kShift - 1)), kCode = (1u << map.width) - 1;
+  constexpr uint32_t kFirst = kTwo + kToValue<F, SIGNED>, kCode = (1u << map.width) - 1;
   const Words size = SIGNED ? code & kCode : code;
-  Floats x = floats_of((size << kShift) + kMiddle) - map.bias;
+  Floats x = floats_of((size << kShift) + kFirst) - map.bias;
   if (SIGNED) x = floats_of(merged(all_words(kSign), code << (31 - map.width), words_of(x)));
   return x * scale;
 }
 
-template <MomentFormat F, bool SIGNED>
-inline Words encoded(Floats x, float inv_scale) {
+// DITHERED: `words` are those of the elements.
+template <MomentFormat F, bool SIGNED, bool DITHERED>
+inline Words encoded(Floats x, float inv_scale, Words words) {
   constexpr Companding map = kCompanding<F, SIGNED>;
   const Words sign = words_of(x) & kSign;
   if constexpr (F == MomentFormat::e4m3) {
@@ -225,7 +226,11 @@ inline Words encoded(Floats x, float inv_scale) {
     return (size < 0x3c800000u ? small : normal) | (SIGNED ? sign >> 24 : all_words(0));
   }
   const Floats size = SIGNED ? floats_of(words_of(x) & ~kSign) : x;
-  Words code = words_of(size * inv_scale + map.bias) >> (23 - map.cell_bits);
+  Words f = words_of(size * inv_scale + map.bias);
+  if (DITHERED) f += words >> (9 + map.cell_bits);
+  else f += kToNearest<F, SIGNED>;
+  if (map.bias < 2) f = largest(f, all_words(kTwo));
+  Words code = f >> (23 - map.cell_bits);
   if (SIGNED) code = merged(all_words((1u << map.width) - 1), code, words_of(x) >> (31 - map.width));
   return kTruncates && F == MomentFormat::bits8 ? code : code & ((1u << (map.width + SIGNED)) - 1);
 }
@@ -325,11 +330,10 @@ struct Block {
     moved[0] = m * s[3] + g * s[4];
   }
 
-  template <bool SIGNED>
+  template <bool SIGNED, bool DITHERED>
   void save(int k, const float (&x)[kLongestBlock], uint32_t peak) const {
-    constexpr float kInvTop = static_cast<float>(1.0 / kCompanding<F, SIGNED>.top);
     const int64_t begin = block * o.n;
-    float s = bits_to_f32(peak) * kInvTop;
+    float s = bits_to_f32(peak) * kInvTop<F, SIGNED, DITHERED>;
     s = s < 0x1p-126f ? 0x1p-126f : s;
     const bool finite = peak < kInfinity;
     t.scales[k][block] = finite ? s : bits_to_f32(0x7fc00000);
@@ -338,13 +342,23 @@ struct Block {
       return;
     }
     const float inverse = 1.0f / s;
+    Words words = {};
+    if (DITHERED)
+      for (int i = 0; i < W; ++i) words[i] = (t.dither + static_cast<uint32_t>(begin + i) * kDitherOfElement) * kDitherOf<SIGNED>;
     int i = 0;
-    for (; i + W <= o.n; i += W) store_codes<F>(codes(k, begin + i), encoded<F, SIGNED>(read<Floats>(x + i), inverse));
+    for (; i + W <= o.n; i += W, words += W * kDitherOfElement * kDitherOf<SIGNED>)
+      store_codes<F>(codes(k, begin + i), encoded<F, SIGNED, DITHERED>(read<Floats>(x + i), inverse, words));
     if (i < o.n) {  // eight, where vectors are longer
       char some[4 * W];
-      store_codes<F>(some, encoded<F, SIGNED>(read<Floats>(x + i), inverse));
+      store_codes<F>(some, encoded<F, SIGNED, DITHERED>(read<Floats>(x + i), inverse, words));
       std::memcpy(codes(k, begin + i), some, (o.n - i) * kCodeBits<F> / 8);
     }
+  }
+
+  template <bool DITHERED>
+  void save_two(const float (&buffer)[kMoments][kLongestBlock], const Words* peaks) const {
+    save<true, DITHERED>(0, buffer[0], peak_of(peaks[0]));
+    if constexpr (kMoments > 1) save<false, DITHERED>(1, buffer[1], peak_of(peaks[1]));
   }
 
   void step() const {
@@ -365,9 +379,9 @@ struct Block {
     if constexpr (F != MomentFormat::full) {
       for (int k = 0; k < kMoments; ++k)
         for (int j = i; j < o.n; ++j) buffer[k][j] = 0;
-      save<true>(0, buffer[0], peak_of(peaks[0]));
-      if constexpr (kMoments > 1) save<false>(1, buffer[1], peak_of(peaks[1]));
-      if constexpr (kMoments > 2) save<false>(2, buffer[2], peak_of(peaks[2]));
+      if (F == MomentFormat::bits4 && o.dithered) save_two<F == MomentFormat::bits4>(buffer, peaks);
+      else save_two<false>(buffer, peaks);
+      if constexpr (kMoments > 2) save<false, false>(2, buffer[2], peak_of(peaks[2]));
     }
   }
 };

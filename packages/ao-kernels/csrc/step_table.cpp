@@ -6,9 +6,9 @@
 
 namespace {
 
-constexpr int64_t kColumns = 11;  // numel; addresses of p, g, and values and scales of three moments; offset, key
+constexpr int64_t kColumns = 12;  // numel; addresses of p, g, and values and scales of three moments; offset, key, dither
 
-// (any, the arguments of the op) -> (T, 11) int64 on the CPU, or NotImplemented where they would have to be changed or refused.
+// (any, the arguments of the op) -> (T, 12) int64 on the CPU, or NotImplemented where they would have to be changed or refused.
 PyObject* table(PyObject* const* args, Py_ssize_t n_args, bool adam) {
   if (n_args < 2 || !PyList_CheckExact(args[1]) || PyList_GET_SIZE(args[1]) < 1) return ao::not_implemented();
   ao::StepCall call;
@@ -33,6 +33,7 @@ PyObject* table(PyObject* const* args, Py_ssize_t n_args, bool adam) {
     }
     row[9] = t.offset;
     row[10] = t.key;
+    row[11] = t.dither;
   }
   return found;
 }
@@ -43,6 +44,6 @@ PyObject* lion_step_table(PyObject*, PyObject* const* args, Py_ssize_t n_args) {
 }  // namespace
 
 void register_step_table(pybind11::module_& m) {
-  ao::add_fastcall(m, "adam_step_table", adam_step_table, "(0, the arguments of adam_step) -> (T, 11) int64 or NotImplemented");
-  ao::add_fastcall(m, "lion_step_table", lion_step_table, "(0, the arguments of lion_step) -> (T, 11) int64 or NotImplemented");
+  ao::add_fastcall(m, "adam_step_table", adam_step_table, "(0, the arguments of adam_step) -> (T, 12) int64 or NotImplemented");
+  ao::add_fastcall(m, "lion_step_table", lion_step_table, "(0, the arguments of lion_step) -> (T, 12) int64 or NotImplemented");
 }

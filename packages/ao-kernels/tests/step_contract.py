@@ -18,6 +18,7 @@ from ao_kernels import force
 from ao_kernels.ops import adam_step
 
 FORMATS = (("8", 256), ("4", 128), ("fp8", 256), ("32", 256))
+DITHERED = (*((bits, n, False) for bits, n in FORMATS), ("4", 128, True))
 bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
 CASES = [
     *(Options(state_bits=bits, block_size=n) for bits, n in FORMATS),
@@ -31,6 +32,14 @@ CASES = [
     Options(dtype=bf16, grad_dtype=bf16, stochastic=True),
     Options(state_bits="32", dtype=bf16, grad_dtype=f32, stochastic=True, decoupled=False),
     Options(state_bits="4", block_size=128, dtype=bf16, grad_dtype=bf16, stochastic=True),
+    *(
+        Options(state_bits="4", block_size=n, dithered=True, **more)
+        for n, more in (
+            (128, {}),
+            (32, {"dtype": bf16, "grad_dtype": bf16, "amsgrad": True, "stochastic": True}),
+            (256, {"dtype": f16, "grad_dtype": f16, "decoupled": False}),
+        )
+    ),
 ]
 
 
@@ -41,7 +50,15 @@ OTHER_PAIRS = [c for c in CASES if f16 in (c.dtype, c.grad_dtype) and c.dtype !=
 def name_of(options: Options) -> str:
     plain = Options()
     found = [f"{options.state_bits}-{options.block_size}"]
-    for field in ("dtype", "grad_dtype", "amsgrad", "decoupled", "maximize", "stochastic"):
+    for field in (
+        "dtype",
+        "grad_dtype",
+        "amsgrad",
+        "decoupled",
+        "maximize",
+        "stochastic",
+        "dithered",
+    ):
         if getattr(options, field) != getattr(plain, field):
             found.append(f"{field}={getattr(options, field)}".replace("torch.", ""))
     return ",".join(found)
@@ -82,10 +99,11 @@ class Steps:
     def test_steps(self, options: Options) -> None:
         self.check(self.arguments(options))
 
-    @pytest.mark.parametrize(("bits", "block_size"), FORMATS)
-    def test_nan_and_inf(self, bits: str, block_size: int) -> None:
+    @pytest.mark.parametrize(("bits", "block_size", "dithered"), DITHERED)
+    def test_nan_and_inf(self, bits: str, block_size: int, dithered: bool) -> None:
         """The block of a moment is NaN, its codes zero, and the element's parameter NaN."""
-        options = Options(state_bits=bits, block_size=block_size, shapes=((3000,), (64,)))
+        more = {"dithered": dithered, "shapes": ((3000,), (64,))}
+        options = Options(state_bits=bits, block_size=block_size, **more)
         args = self.arguments(options)
         for place, value in ((5, torch.nan), (700, torch.inf), (2999, -torch.inf)):
             args[1][0][place] = value
@@ -99,11 +117,11 @@ class Steps:
             codes = found[2][0][nan].view(torch.uint8)
             assert (codes == 0).all()
 
-    @pytest.mark.parametrize(("bits", "block_size"), FORMATS)
-    def test_zeros_and_extremes(self, bits: str, block_size: int) -> None:
+    @pytest.mark.parametrize(("bits", "block_size", "dithered"), DITHERED)
+    def test_zeros_and_extremes(self, bits: str, block_size: int, dithered: bool) -> None:
         """Blocks of zeros, of the smallest numbers, and of the largest whose squares are finite."""
-        shapes = ((5, 256),)
-        args = self.arguments(Options(state_bits=bits, block_size=block_size, shapes=shapes))
+        more = {"dithered": dithered, "shapes": ((5, 256),)}
+        args = self.arguments(Options(state_bits=bits, block_size=block_size, **more))
         args[1][0] *= torch.tensor([0.0, 1e-38, 1e-30, 1e-18, 1e19])[:, None]
         for place in range(2, 2 * self.scales - 2):
             for x in args[place]:

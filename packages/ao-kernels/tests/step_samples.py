@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ao_core.moments import quantize_moment
+from ao_core.moments import dither_starts, quantize_moment
 from ao_core.rounding import random_key
 from ao_kernels.ops.adam_step import adam_scalars
 from ao_kernels.ops.lion_step import lion_scalars
@@ -31,6 +31,7 @@ class Options:
     decoupled: bool = True
     maximize: bool = False
     stochastic: bool = False
+    dithered: bool = False
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     seed: int = 0
 
@@ -77,8 +78,10 @@ def adam_arguments(options: Options) -> tuple[Any, ...]:
     """Arguments of `adam_step` in the midst of a training."""
     pair, values, scales = sampled(options, (True, False, False)[: 2 + options.amsgrad])
     none: list[list[Tensor]] = [[]] * (not options.amsgrad)
+    steps = [3.0 + i * options.amsgrad for i in range(len(options.shapes))]
+    offsets = [128 * i + (1 << 33) * (i == 1) for i in range(len(options.shapes))]
     scalars = adam_scalars(
-        [3.0 + i * options.amsgrad for i in range(len(options.shapes))],
+        steps,
         lr=1e-2,
         betas=(0.9, 0.99),
         eps=1e-8,
@@ -96,6 +99,7 @@ def adam_arguments(options: Options) -> tuple[Any, ...]:
         options.block_size,
         options.decoupled,
         options.maximize,
+        dither_starts(steps, offsets) if options.dithered else [],
         *randomness(options),
     )
 
@@ -127,8 +131,9 @@ def bytes_of(x: Tensor) -> Tensor:
 
 def assert_same_state(args: Sequence[Any], expected: Sequence[Any], first: int = 2) -> None:
     """The moments, codes and scales, have the same bits; NaNs may differ."""
-    places = [i for i, a in enumerate(args) if isinstance(a, list)]
-    for place in places[first:-2]:  # the last two are keys and offsets
+    lists = [i for i, a in enumerate(args) if isinstance(a, list)]
+    tensors = [i for i in lists if not (args[i] and isinstance(args[i][0], int))]
+    for place in tensors[first:]:
         for i, (a, b) in enumerate(zip(args[place], expected[place], strict=True)):
             a = a.cpu()
             assert a.dtype == b.dtype and a.shape == b.shape

@@ -30,8 +30,9 @@ class TestCpu(Steps):
 
     @pytest.mark.parametrize("block_size", [8, 24, 40, 1000, 4096])
     def test_blocks_of_any_size(self, block_size: int) -> None:
-        for bits in ("8", "4", "fp8"):
-            self.check(adam_arguments(Options(state_bits=bits, block_size=block_size)))
+        for bits, dithered in (("8", False), ("4", False), ("4", True), ("fp8", False)):
+            options = Options(state_bits=bits, block_size=block_size, dithered=dithered)
+            self.check(adam_arguments(options))
 
     @pytest.mark.parametrize("offset", [0, 7, (1 << 33) - 100, (1 << 33) - 101, (1 << 40) + 1])
     def test_random_bits_of_any_place(self, offset: int) -> None:
@@ -157,7 +158,8 @@ def test_a_scale_of_gradients_is_in_their_factors() -> None:
         (9, lambda a: "5", "state_bits is one of 8, 4, fp8, 32, got '5'"),
         (10, lambda a: 12, "block_size is a multiple of 8, got 12"),
         (8, lambda a: a[8][:, :7], "scalars is (6, 8) float64"),
-        (13, lambda a: [1], "6 parameters, but 1 keys"),
+        (13, lambda a: [1] * 6, "dithers are one a parameter with state_bits '4', or none; got 6"),
+        (14, lambda a: [1], "6 parameters, but 1 keys"),
         (2, lambda a: [x[:-1] for x in a[2]], "exp_avg 0 is (8, 256) torch.uint8"),
         (1, lambda a: [x.double() if i else x for i, x in enumerate(a[1])], "number 1 is"),
         (1, lambda a: [x.flatten()[None, None] for x in a[1]], "the gradient of number 0 is"),
@@ -186,14 +188,47 @@ def test_float64_takes_the_reference() -> None:
     assert "float64" in adam_step.why_not(*args).get("cpu", "float64")
 
 
+def test_a_dither_is_of_both_moments_alone() -> None:
+    """With one the other tensors have the same bits; some of their codes are one apart."""
+    options = Options(state_bits="4", block_size=128, amsgrad=True, shapes=((256, 128),))
+    plain, dithered = (copied(adam_arguments(options)) for _ in range(2))
+    adam_step(*plain)
+    adam_step(*dithered[:13], [0x12345678], *dithered[14:])
+    for place in (0, 4, 7):
+        assert torch.equal(plain[place][0], dithered[place][0]), place
+    moved = []
+    for place, signed in ((2, True), (3, False)):
+        values = []
+        for args in (plain, dithered):
+            both = args[place][0]
+            code = torch.stack((both & 15, both >> 4), -1).flatten().int()
+            values.append(torch.where(code > 7, -(code - 8), code) if signed else code)
+        apart = (values[0] - values[1]).abs()
+        assert apart.max() == 1 and 0.005 < apart.float().mean() < 0.5
+        moved.append(apart > 0)
+    assert not torch.equal(*moved)  # each moment has words of its own
+    for place in (5, 6):
+        torch.testing.assert_close(dithered[place][0], plain[place][0], rtol=2.0**-20, atol=0)
+    with pytest.raises(ValueError, match="got 2 for 1 parameters"):
+        adam_step(*dithered[:13], [1, 2], *dithered[14:])
+
+
 def test_no_parameters() -> None:
     scalars = torch.empty(0, 8, dtype=torch.float64)
     assert adam_step([], [], [], [], [], [], [], [], scalars, "8", 256) is None
 
 
-def test_in_the_dispatcher() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(shapes=((4096,), (33,))),
+        Options(state_bits="4", block_size=128, dithered=True, shapes=((4096,), (33,))),
+    ],
+    ids=name_of,
+)
+def test_in_the_dispatcher(options: Options) -> None:
     """Schema and fake agree with what the op does, also where it is called as torch.ops.ao."""
-    args = copied(adam_arguments(Options(shapes=((4096,), (33,)))))
+    args = copied(adam_arguments(options))
     expected = copied(args)
     adam_step.reference(*expected)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")

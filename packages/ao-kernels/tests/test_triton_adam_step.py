@@ -27,6 +27,7 @@ class TestInterpreted(Steps):
         Options(dtype=torch.bfloat16, amsgrad=True, stochastic=True),
         Options(state_bits="32", grad_dtype=torch.bfloat16),
         Options(state_bits="4", block_size=32, stochastic=True),
+        Options(state_bits="4", block_size=32, dithered=True),
     ],
 )
 @pytest.mark.parametrize("op", [adam_step, lion_step])
@@ -134,6 +135,7 @@ def test_compiles(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     ]
     options.append(Options(dtype=torch.bfloat16, stochastic=True, amsgrad=True, **shapes))
+    options.append(Options(state_bits="4", block_size=128, dithered=True, **shapes))
     calls = [adam_arguments(each) for each in options]
     for launch in compiled_launches("adam_step", calls, architecture, monkeypatch):
         assert launch.shared_bytes <= 48 << 10

@@ -19,27 +19,32 @@ import train_llama
 from text import read, tokens
 from torch import Tensor
 
-from ao_core.moments import code_values, dequantize_moment, quantize_moment
+from ao_core.moments import (
+    code_values,
+    dequantize_moment,
+    dither_starts,
+    quantize_moment,
+)
 from ao_optim.record import SMALL
 
 BLOCK = 128
 DEEP = 1.6 ** torch.arange(-15, 1.0)  # values of exp_avg_sq over a wider range
 
 
-def nearest(x: Tensor, *, signed: bool) -> Tensor:
+def nearest(x: Tensor, *, signed: bool, step: int) -> Tensor:
     """As the kernels round."""
     codes, scale = quantize_moment(x, bits=4, signed=signed, block_size=BLOCK)
     blocks = dequantize_moment(codes, scale, bits=4, signed=signed, block_size=BLOCK)
     return blocks.view(-1)[: x.numel()].view_as(x)
 
 
-def midpoint(x: Tensor, *, signed: bool) -> Tensor:
+def midpoint(x: Tensor, *, signed: bool, step: int) -> Tensor:
     """To the value that is nearest: the kernels' cells end elsewhere where their width changes."""
-    return stochastic(x, signed=signed, share=lambda part: (part > 0.5).float())
+    return stochastic(x, signed=signed, step=step, share=lambda part: (part > 0.5).float())
 
 
 def stochastic(
-    x: Tensor, *, signed: bool, values: Tensor | None = None, share: Any = torch.clone
+    x: Tensor, *, signed: bool, step: int, values: Tensor | None = None, share: Any = torch.clone
 ) -> Tensor:
     """To one of the two values beside x, so that the mean is x between the first and the last.
     `share` turns the part of the way to the upper one into its share."""
@@ -76,27 +81,50 @@ class Imitation(torch.optim.Optimizer):
                 root = (v.sqrt() * (1 - beta2**self.steps) ** -0.5).add_(1e-8)
                 p.addcdiv_(m, root, value=-group["lr"] / (1 - beta1**self.steps))
                 if p.numel() >= SMALL:
-                    state["m"] = m if self.first is None else self.first(m, signed=True)
-                    state["v"] = v if self.second is None else self.second(v, signed=False)
+                    state["m"] = self.rounded(self.first, m, signed=True)
+                    state["v"] = self.rounded(self.second, v, signed=False)
+
+    def rounded(self, rounding: Any, x: Tensor, *, signed: bool) -> Tensor:
+        return x if rounding is None else rounding(x, signed=signed, step=self.steps)
 
 
-def deep(x: Tensor, *, signed: bool) -> Tensor:
-    return stochastic(x, signed=signed, values=DEEP)
+def deep(x: Tensor, *, signed: bool, step: int) -> Tensor:
+    return stochastic(x, signed=signed, step=step, values=DEEP)
+
+
+def powers(x: Tensor, *, signed: bool, step: int) -> Tensor:
+    """To powers of two."""
+    values = 2.0 ** torch.arange(-6 if signed else -15, 1.0)
+    if signed:
+        values = torch.cat((-values, torch.zeros(1), values))
+    return stochastic(x, signed=signed, step=step, values=values)
+
+
+def dithered(x: Tensor, *, signed: bool, step: int) -> Tensor:
+    """As the kernels do."""
+    (dither,) = dither_starts([step], [0])
+    options = {"bits": 4, "signed": signed, "block_size": BLOCK}
+    codes, scale = quantize_moment(x, dither=dither, **options)
+    return dequantize_moment(codes, scale, **options).view(-1)[: x.numel()].view_as(x)
 
 
 ROUNDINGS = {
     "both": (nearest, nearest),
     "first": (nearest, None),
     "second": (None, nearest),
-    "first midpoint": (midpoint, None),
     "both midpoint": (midpoint, midpoint),
-    "first midpoint, second": (midpoint, nearest),
-    "first stochastic": (stochastic, None),
-    "first stochastic, second": (stochastic, nearest),
-    "second stochastic alone": (None, stochastic),
-    "second stochastic": (nearest, stochastic),
+    "both dithered": (dithered, dithered),
+    "first dithered": (dithered, None),
+    "second dithered": (None, dithered),
     "both stochastic": (stochastic, stochastic),
-    "second stochastic, deep": (nearest, deep),
+    "first stochastic": (stochastic, None),
+    "second stochastic": (None, stochastic),
+    "first stochastic + second": (stochastic, nearest),
+    "first + second stochastic": (nearest, stochastic),
+    "first stochastic + deep": (stochastic, deep),
+    "first stochastic + powers": (stochastic, powers),
+    "powers + second stochastic": (powers, stochastic),
+    "powers + deep": (powers, deep),
 }
 
 

@@ -18,7 +18,7 @@ constexpr uint32_t kHighs = 0x7632;  // __byte_perm: upper halves of two words, 
 
 __device__ inline uint32_t shifted(uint32_t x, int left) { return left >= 0 ? x << left : x >> -left; }
 
-// The value of a code times its scale. f: sign, exponent, the bits of the code's cell and the middle of it. A negative code of zero is -0.
+// The value of a code times its scale. f: sign, exponent, the bits of the code's cell and where in it the value is. A negative code of zero is -0.
 template <MomentFormat F, bool SIGNED>
 __device__ inline float value_of(uint32_t f, float scale) {
   constexpr float kBias = kCompanding<F, SIGNED>.bias;
@@ -31,7 +31,7 @@ template <MomentFormat F, bool SIGNED>
 __device__ inline void decode(const Codes<F>& codes, float scale, float (&x)[8]) {
   constexpr Companding map = kCompanding<F, SIGNED>;
   constexpr uint32_t kCode = ((1u << map.width) - 1) << (7 - map.cell_bits), kBoth = kCode << 16 | kCode;
-  constexpr uint32_t kMiddle = 0x4000u | 1u << (6 - map.cell_bits), kMiddles = kMiddle << 16 | kMiddle;
+  constexpr uint32_t kFirst = (kTwo + kToValue<F, SIGNED>) >> 16, kFirsts = kFirst << 16 | kFirst;
   constexpr uint32_t kSigns = 0x80008000u;
   if constexpr (F == MomentFormat::full) {
 #pragma unroll
@@ -51,7 +51,7 @@ __device__ inline void decode(const Codes<F>& codes, float scale, float (&x)[8])
       constexpr bool kBytes = F == MomentFormat::bits8;
       const uint32_t word = codes.word[kBytes ? i / 2 : 0];
       const int first = kBytes ? i % 2 * 8 : i * 4;  // bit of the lower code
-      uint32_t f = (shifted(word, 7 - map.cell_bits - first) & kBoth) | kMiddles;
+      uint32_t f = (shifted(word, 7 - map.cell_bits - first) & kBoth) | kFirsts;
       if (SIGNED) f |= shifted(word, 15 - map.width - first) & kSigns;
       const int low = kBytes ? i / 2 * 4 + i % 2 : i, high = low + (kBytes ? 2 : 4);
       x[low] = value_of<F, SIGNED>(f << 16, scale);
@@ -60,8 +60,9 @@ __device__ inline void decode(const Codes<F>& codes, float scale, float (&x)[8])
   }
 }
 
-template <MomentFormat F, bool SIGNED>
-__device__ inline Codes<F> encode(const float (&x)[8], float inv_scale) {
+// DITHERED: `word_of_first` is that of the first element.
+template <MomentFormat F, bool SIGNED, bool DITHERED>
+__device__ inline Codes<F> encode(const float (&x)[8], float inv_scale, uint32_t word_of_first) {
   constexpr Companding map = kCompanding<F, SIGNED>;
   constexpr uint32_t kCode = (1u << map.width) - 1, kBoth = kCode << 16 | kCode, kSigns = (kCode + 1) << 16 | (kCode + 1);
   Codes<F> codes = {};
@@ -81,6 +82,7 @@ __device__ inline Codes<F> encode(const float (&x)[8], float inv_scale) {
     for (int i = 0; i < 8; ++i) {
       const float size = SIGNED ? fabsf(x[i]) : x[i];
       f[i] = __float_as_uint(__fadd_rn(__fmul_rn(size, inv_scale), map.bias));
+      f[i] += DITHERED ? (word_of_first + i * kDitherOfElement * kDitherOf<SIGNED>) >> (9 + map.cell_bits) : kToNearest<F, SIGNED>;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -88,7 +90,9 @@ __device__ inline Codes<F> encode(const float (&x)[8], float inv_scale) {
       uint32_t& word = codes.word[kBytes ? i / 2 : 0];
       const int first = kBytes ? i % 2 * 8 : i * 4;
       const int low = kBytes ? i / 2 * 4 + i % 2 : i, high = low + (kBytes ? 2 : 4);
-      word |= shifted(__byte_perm(f[low], f[high], kHighs), first - (7 - map.cell_bits)) & kBoth << first;
+      uint32_t both = __byte_perm(f[low], f[high], kHighs);
+      if (map.bias < 2) both = __vmaxs2(both, kTwo | kTwo >> 16);
+      word |= shifted(both, first - (7 - map.cell_bits)) & kBoth << first;
       if (SIGNED) {
         const uint32_t signs = __byte_perm(__float_as_uint(x[low]), __float_as_uint(x[high]), kHighs);
         word |= shifted(signs, first - (15 - map.width)) & kSigns << first;
@@ -107,10 +111,9 @@ __device__ inline uint32_t peak_of_eight(const float (&x)[8]) {
 }
 
 // The scale of a block by its peak: NaN where that is not finite.
-template <MomentFormat F, bool SIGNED>
+template <MomentFormat F, bool SIGNED, bool DITHERED>
 __device__ inline float moment_scale(uint32_t peak) {
-  constexpr float kInvTop = static_cast<float>(1.0 / kCompanding<F, SIGNED>.top);
-  const float scale = fmaxf(__fmul_rn(__uint_as_float(peak), kInvTop), 0x1p-126f);
+  const float scale = fmaxf(__fmul_rn(__uint_as_float(peak), kInvTop<F, SIGNED, DITHERED>), 0x1p-126f);
   return peak < 0x7f800000u ? scale : __uint_as_float(0x7fc00000u);
 }
 

@@ -207,15 +207,16 @@ struct Thread {
     }
   }
 
-  template <bool SIGNED>
+  template <bool SIGNED, bool DITHERED = false>
   __device__ void write(int k, const float (&x)[8], int64_t at) const {
     const int64_t left = t.numel - at;
     if constexpr (F == MomentFormat::full) {
-      store_eight<WHOLE, float>(t.values[k], at, left, encode<F, SIGNED>(x, 0).word);
+      store_eight<WHOLE, float>(t.values[k], at, left, encode<F, SIGNED, false>(x, 0, 0).word);
     } else {
       const uint32_t peak = peak_of_lanes<LANES>(peak_of_eight(x), lanes);
-      const float scale = moment_scale<F, SIGNED>(peak);
-      Codes<F> codes = encode<F, SIGNED>(x, __frcp_rn(scale));
+      const float scale = moment_scale<F, SIGNED, DITHERED>(peak);
+      const uint32_t word = (t.dither + static_cast<uint32_t>(at) * kDitherOfElement) * kDitherOf<SIGNED>;
+      Codes<F> codes = encode<F, SIGNED, DITHERED>(x, __frcp_rn(scale), word);
       const uint32_t allowed = peak < 0x7f800000u ? ~0u : 0;
 #pragma unroll
       for (int i = 0; i < Codes<F>::kWords; ++i) codes.word[i] &= allowed;
@@ -259,8 +260,13 @@ struct Thread {
 #pragma unroll
       for (int i = 0; i < 8; ++i) m[i] = i < left ? m[i] : 0, v[i] = i < left ? v[i] : 0;
     }
-    write<true>(0, m, at);
-    write<false>(1, v, at);
+    if (F == MomentFormat::bits4 && o.dithered) {
+      write<true, F == MomentFormat::bits4>(0, m, at);
+      write<false, F == MomentFormat::bits4>(1, v, at);
+    } else {
+      write<true>(0, m, at);
+      write<false>(1, v, at);
+    }
     if constexpr (RULE == StepRule::amsgrad) {
       float u[8];
       decode<F, false>(r.codes[2], r.scale[2], u);

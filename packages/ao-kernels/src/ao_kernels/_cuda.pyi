@@ -27,6 +27,7 @@ def adam_step(
     block_size: int,
     decoupled: bool,
     maximize: bool,
+    dithers: Sequence[int],
     keys: Sequence[int],
     offsets: Sequence[int],
     /,

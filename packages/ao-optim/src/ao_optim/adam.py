@@ -98,7 +98,10 @@ class AdamW8bit(QuantizedAdam):
 
 
 class AdamW4bit(QuantizedAdam):
-    """AdamW with state in 4 bits, 1 byte a parameter and 8 a block."""
+    """AdamW with state in 4 bits, 1 byte a parameter and 8 a block.
+
+    Both moments are rounded such that the mean is the value (docs/numerics.md).
+    """
 
     kind_bits = 4
 
@@ -117,7 +120,7 @@ class Adam8bit(QuantizedAdam):
 
 
 class Adam4bit(QuantizedAdam):
-    """Adam with state in 4 bits, 1 byte a parameter and 8 a block."""
+    """Adam with state in 4 bits, 1 byte a parameter and 8 a block, rounded as AdamW4bit's."""
 
     kind_bits = 4
     decoupled = False

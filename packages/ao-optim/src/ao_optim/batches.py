@@ -43,7 +43,7 @@ class Kind(NamedTuple):
     amsgrad: bool
     maximize: bool
     stochastic: bool
-    in_a_row: bool  # else a part's elements are not in a row in the whole: its random bits differ
+    in_a_row: bool  # else a part's elements, which random bits count, are not in a row in the whole
 
 
 @dataclass
@@ -277,7 +277,7 @@ def _look(params: list[Tensor], grads: list[Any]) -> tuple[list[Any], ...]:
 def _kind(parameter: Tensor, grad: Any, group: dict[str, Any], layout: Layout) -> tuple[Kind, int]:
     """The kind of a parameter, and the offset of its part if that is in a row."""
     stochastic = group["bf16_stochastic_round"] and parameter.dtype == torch.bfloat16
-    first = first_index(parameter) if stochastic else 0
+    first = first_index(parameter) if stochastic or layout.bits == 4 else 0
     kind = Kind(
         local_part(parameter).device,
         parameter.dtype,

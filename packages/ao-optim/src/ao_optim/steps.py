@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ao_core.moments import dither_starts
 from ao_core.rounding import random_bits, random_keys, round_to_bfloat16
 from ao_kernels.ops import adam_step, lion_step
 from ao_kernels.ops.adam_step import adam_scalars
@@ -33,6 +34,8 @@ def adam_steps(works: list[Work], *, decoupled: bool, gradient_scale: float) -> 
             [record[key] for record in records] if key else []
             for key in _keys(kind.bits, kind.amsgrad)
         ]
+        # Of parts that are not in a row in the whole, elements are counted in the part: offset 0.
+        dithers = dither_starts(work.counts, work.batch.offsets) if kind.bits == 4 else []
         for p, keys, offsets in _targets(work):
             adam_step(
                 p,
@@ -43,6 +46,7 @@ def adam_steps(works: list[Work], *, decoupled: bool, gradient_scale: float) -> 
                 kind.block_size,
                 decoupled,
                 kind.maximize,
+                dithers,
                 keys,
                 offsets,
             )

@@ -71,7 +71,8 @@ def adam_scalars(
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, "
     "Tensor(d!)[] max_exp_avg_sq, Tensor(e!)[] exp_avg_scale, Tensor(f!)[] exp_avg_sq_scale, "
     "Tensor(g!)[] max_exp_avg_sq_scale, Tensor scalars, str state_bits, int block_size, "
-    "bool decoupled=True, bool maximize=False, int[] keys=[], int[] offsets=[]) -> ()",
+    "bool decoupled=True, bool maximize=False, int[] dithers=[], int[] keys=[], "
+    "int[] offsets=[]) -> ()",
     tensors=(),
     inline=False,
 )
@@ -89,6 +90,7 @@ def adam_step(
     block_size: int,
     decoupled: bool = True,
     maximize: bool = False,
+    dithers: Sequence[int] = (),
     keys: Sequence[int] = (),
     offsets: Sequence[int] = (),
 ) -> None:
@@ -113,6 +115,9 @@ def adam_step(
         state_bits: "8", "4", "fp8" or "32".
         block_size: n, a multiple of 8.
         maximize: go up the gradient.
+        dithers: with ``state_bits`` "4" T starts of `ao_core.moments.dither_starts`: exp_avg and
+            exp_avg_sq are rounded with a dither. Empty: to nearest, which max_exp_avg_sq is in any
+            case.
         keys: T keys of `ao_core.rounding.random_key`: bfloat16 parameters are rounded
             stochastically. Empty: to nearest, which other parameters are in any case.
         offsets: with keys, of each parameter's first element the index in the whole parameter.
@@ -140,8 +145,9 @@ def adam_step(
         v = stored.read(exp_avg_sq, exp_avg_sq_scale, i, signed=False)
         m = m * beta1 + g * rest1
         v = v * beta2 + g * g * rest2
-        stored.write(exp_avg, exp_avg_scale, i, m, signed=True)
-        stored.write(exp_avg_sq, exp_avg_sq_scale, i, v, signed=False)
+        dither = dithers[i] if dithers else None
+        stored.write(exp_avg, exp_avg_scale, i, m, signed=True, dither=dither)
+        stored.write(exp_avg_sq, exp_avg_sq_scale, i, v, signed=False, dither=dither)
         if max_exp_avg_sq:
             u = stored.read(max_exp_avg_sq, max_exp_avg_sq_scale, i, signed=False)
             v = torch.maximum(u, v)
@@ -165,6 +171,7 @@ def _check(
     block_size: int,
     decoupled: bool,
     maximize: bool,
+    dithers: Sequence[int],
     keys: Sequence[int],
     offsets: Sequence[int],
 ) -> None:
@@ -174,6 +181,11 @@ def _check(
     }
     if max_exp_avg_sq or max_exp_avg_sq_scale:
         state["max_exp_avg_sq"] = (max_exp_avg_sq, max_exp_avg_sq_scale)
+    if dithers and (state_bits != "4" or len(dithers) != len(params)):
+        raise ValueError(
+            f"adam_step: dithers are one a parameter with state_bits '4', or none; got "
+            f"{len(dithers)} for {len(params)} parameters with state_bits {state_bits!r}"
+        )
     moments.check_step(
         "adam_step", params, grads, state, scalars, COLUMNS, state_bits, block_size, keys, offsets
     )

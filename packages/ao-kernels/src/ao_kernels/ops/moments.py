@@ -164,12 +164,21 @@ class Stored:
         return moment.double() if self.p.dtype == torch.float64 else moment
 
     def write(
-        self, values: Sequence[Tensor], scales: Sequence[Tensor], i: int, x: Tensor, *, signed: bool
+        self,
+        values: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        i: int,
+        x: Tensor,
+        *,
+        signed: bool,
+        dither: int | None = None,
     ) -> None:
         if self.bits == 32:
             values[i].copy_(x)
             return
-        codes, scale = quantize_moment(x, bits=self.bits, signed=signed, block_size=self.block_size)
+        codes, scale = quantize_moment(
+            x, bits=self.bits, signed=signed, block_size=self.block_size, dither=dither
+        )
         values[i].copy_(codes)
         scales[i].copy_(scale)
 

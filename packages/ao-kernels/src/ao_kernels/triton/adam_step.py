@@ -34,6 +34,7 @@ def _adam(
     DECOUPLED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     AMSGRAD: tl.constexpr,
+    DITHERED: tl.constexpr,
     BITS: tl.constexpr,
     SIGNED_MAP: tl.constexpr,
     MAP: tl.constexpr,
@@ -115,8 +116,14 @@ def _adam(
             if AMSGRAD:
                 tl.store(u_at + at, u, mask=mask)
         else:
-            moments.save(m_at, m_scale, rows, mask_R, m, n, SIGNED_MAP, True, BITS, NATIVE)
-            moments.save(v_at, v_scale, rows, mask_R, v, n, MAP, False, BITS, NATIVE)
+            if DITHERED:
+                start = tl.load(row + 11).to(tl.uint32) + moments.dither_words(first * n)
+                words = start + moments.dither_words(at)
+                moments.save_dithered(m_at, m_scale, rows, mask_R, m, words, n, SIGNED_MAP, True)
+                moments.save_dithered(v_at, v_scale, rows, mask_R, v, words, n, MAP, False)
+            else:
+                moments.save(m_at, m_scale, rows, mask_R, m, n, SIGNED_MAP, True, BITS, NATIVE)
+                moments.save(v_at, v_scale, rows, mask_R, v, n, MAP, False, BITS, NATIVE)
             if AMSGRAD:
                 moments.save(u_at, u_scale, rows, mask_R, u, n, MAP, False, BITS, NATIVE)
 
@@ -130,7 +137,8 @@ def _supports(params: Sequence[Tensor], grads: Sequence[Tensor], *others: Any) -
 
 def _constants(*args: Any) -> dict[str, Any]:
     """Of the kernel, from the arguments of the op."""
-    return {"DECOUPLED": args[11], "MAXIMIZE": args[12], "AMSGRAD": bool(args[4])}
+    options = {"DECOUPLED": args[11], "MAXIMIZE": args[12]}
+    return options | {"AMSGRAD": bool(args[4]), "DITHERED": bool(args[13])}
 
 
 @adam_step.kernel(
@@ -140,4 +148,4 @@ def _constants(*args: Any) -> dict[str, Any]:
     direct=steps.direct_entry(_adam, "adam_step", _LISTS, _constants),
 )
 def _run(*args: Any) -> None:
-    steps.run(_adam, _LISTS, _constants, args)
+    steps.run(_adam, _LISTS, _constants, args, dithers=args[13])

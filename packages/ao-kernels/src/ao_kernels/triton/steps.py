@@ -2,7 +2,7 @@
 
 A row of the table has, as int64: the number of elements; addresses of the parameter, the gradient,
 and values and scales of up to three moments; the index of the first element in the whole
-parameter and the key of random bits.
+parameter and the key of random bits; the start of the dither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from ao_kernels.ops.moments import changed, ready, sent
 from ao_kernels.triton import moments, tiles
 
-COLUMNS = tl.constexpr(11)
+COLUMNS = tl.constexpr(12)
 _TYPES = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
@@ -118,7 +118,11 @@ def refusal(
 
 
 def run(
-    kernel: Any, n_lists: int, constants_of: Callable[..., dict[str, Any]], args: tuple[Any, ...]
+    kernel: Any,
+    n_lists: int,
+    constants_of: Callable[..., dict[str, Any]],
+    args: tuple[Any, ...],
+    dithers: Sequence[int] = (),
 ) -> None:
     """Launches a kernel over all parameters, from the arguments of its op, of which the first
     ``n_lists`` are lists; ``constants_of`` gives the kernel's constants.
@@ -137,6 +141,7 @@ def run(
     columns += [[0] * len(params)] * (9 - len(columns))
     stochastic = bool(keys) and params[0].dtype == torch.bfloat16
     columns += [list(offsets), list(keys)] if stochastic else [[0] * len(params)] * 2
+    columns.append(list(dithers) or [0] * len(params))
     table = torch.tensor(columns, dtype=torch.int64).t().contiguous()
     constants = constants_of(*args)
     _launch(
