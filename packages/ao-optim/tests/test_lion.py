@@ -47,7 +47,7 @@ def test_steps_in_float64(bits: int | str, maximize: bool) -> None:
             sure = mixed.abs() > 1e-6
             torch.testing.assert_close(p.double()[sure], expected[sure], rtol=1e-6, atol=1e-7)
             moved = 0.99 * m + 0.01 * g
-            bound = {8: 0.016, 4: 0.157, "fp8": 0.07, 32: 1e-6}[32 if p.numel() < 4096 else bits]
+            bound = {8: 0.016, 4: 0.182, "fp8": 0.07, 32: 1e-6}[32 if p.numel() < 4096 else bits]
             assert (momentum(optimizer, p) - moved).abs().max() <= bound * moved.abs().max()
 
 

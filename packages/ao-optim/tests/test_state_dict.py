@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ao_optim
 from ao_optim import AdamW, AdamW4bit, AdamW8bit, AdamWFp8, Lion8bit, Muon
+from ao_optim.record import layout_of, read_moment
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -42,6 +43,18 @@ def all_bits(optimizer: torch.optim.Optimizer) -> list[list[int]]:
     return found
 
 
+def what_counts(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+    """Parameters, codes, steps, and moments: two scales may give a block the same values, if it
+    holds no more than its largest and zeros."""
+    found = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            record, layout = optimizer.state[p], layout_of(p, group)
+            found += bits_of([p, *(x for name, x in record.items() if "scale" not in name)])
+            found += bits_of([read_moment(record, name, layout) for name in layout.moments])
+    return found
+
+
 @pytest.mark.parametrize("kind", ALL)
 def test_resuming_is_as_if_nothing_had_happened(kind: Any) -> None:
     """bfloat16 with stochastic rounding: parameters and every byte of the state."""
@@ -56,7 +69,7 @@ def test_resuming_is_as_if_nothing_had_happened(kind: Any) -> None:
     second = kind([nn.Parameter(w) for w in weights], lr=0.5)  # options come from the file
     second.param_groups[0]["amsgrad"] = True
     second.load_state_dict(saved)
-    assert all_bits(second) == all_bits(first)
+    assert what_counts(second) == what_counts(first)
     stepped(second, 3, start=3)
     assert all_bits(second) == all_bits(straight)
     stepped(first, 1, start=3)  # what was loaded shares no memory with what was saved

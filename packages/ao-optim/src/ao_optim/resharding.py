@@ -150,7 +150,7 @@ def requantized(name: str, x: Tensor, layout: Layout) -> dict[str, Tensor]:
     layout's, those that it was decoded from.
 
     A scale is found from the largest element of its block, and may be a float32 or two beside the
-    one that the element was made with: of these the one that gives the block's elements is taken.
+    one that the element was made with: of these one that gives the block's elements is taken.
     """
     found = encoded_moment(name, x, layout)
     codes, scale = found[f"{name}_codes"], found[f"{name}_scale"]
