@@ -9,7 +9,7 @@
 // with its part of K, and add up through distributed shared memory in the order of their ranks: bits repeat.
 //
 // int8: sums are int32, exact. float8: the matrix units keep about 14 bits of a sum; it is added to a float32 one every 128
-// input features.
+// input features, unless the tile says otherwise.
 //
 // Early launch: the grid in front quantizes the tokens, started by the same call; chain.h says why nobody can be writing weights
 // any more when this one starts. They are fetched at once, up to a ring of them; tokens and their scales come after
@@ -44,13 +44,20 @@ struct ProductArgs {
   DType scale_dtype, bias_dtype, y_dtype;
 };
 
-// CONSUMERS: warpgroups of 64 output features. BLOCKS: scales of groups of 128. CTAS: of a multiprocessor.
-template <class Kind_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, bool BLOCKS_>
+// CONSUMERS: warpgroups of 64 output features. BLOCKS: scales of groups of 128. CTAS: of a multiprocessor. PROMOTES: float8 sums are added to
+// float32 ones every 128 input features; else they stay in the matrix units, whatever their length.
+template <class Kind_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, bool BLOCKS_,
+          bool PROMOTES_ = std::is_same_v<typename Kind_::Sum, float>>
 struct Tile {
   using Kind = Kind_;
   using Sum = typename Kind::Sum;
   static constexpr int CONSUMERS = CONSUMERS_, BM = BM_, STAGES = STAGES_, CTAS = CTAS_;
-  static constexpr bool BLOCKS = BLOCKS_;
+  static constexpr bool BLOCKS = BLOCKS_, PROMOTES = PROMOTES_;
+  // Tokens that are multiplied together. 128 float32 sums of a thread leave room for 64 of the matrix units, not for 128.
+  static constexpr int kPart = PROMOTES && BM > 128 ? 128 : BM;
+  static_assert(!BLOCKS || kPart == BM);
+  // Codes of a stage are held in registers: shared memory is read for them once, not for each part. Redefined by tiles of several parts.
+  static constexpr bool kHolds = false;
   static constexpr int kRows = 64 * CONSUMERS, kThreads = 128 * (CONSUMERS + 1);
   // Registers a thread, moved from the producer's warpgroup to two consumers': 168 at launch.
   static constexpr bool kMovesRegisters = CONSUMERS == 2;
@@ -110,7 +117,7 @@ template <class T>
 class Consumer {
  public:
   using Sum = typename T::Sum;
-  static constexpr int BM = T::BM;
+  static constexpr int BM = T::BM, kSteps = kStageK / 32;  // of wgmma, a stage
 
   __device__ Consumer(const ProductArgs& a, int warpgroup)
       : a_(a), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32 % 4), warpgroup_(warpgroup), t_(lane_ % 4), g_(lane_ / 4) {}
@@ -123,30 +130,42 @@ class Consumer {
     for (int i = 0; i < BM / 2; ++i) sum_[i] = 0;
   }
 
-  __device__ void multiply(Sum (&d)[BM / 2], uint32_t codes, uint32_t x, int accumulate) {
+  // 32 * STEPS input features of a stage, of which the first lie at these addresses.
+  template <int N, int STEPS>
+  __device__ void multiply(Sum (&d)[N / 2], uint32_t codes, uint32_t x, int accumulate) {
     wgmma_fence();
 #pragma unroll
-    for (int s = 0; s < kStageK / 32; ++s)
-      WgmmaBytes<typename T::Kind, BM>::run(d, b_descriptor(codes + warpgroup_ * 64 * kStageK + 32 * s),
-                                            b_descriptor(x + 32 * s), accumulate | s);
+    for (int s = 0; s < STEPS; ++s)
+      WgmmaBytes<typename T::Kind, N>::run(d, b_descriptor(codes + warpgroup_ * 64 * kStageK + 32 * s), b_descriptor(x + 32 * s),
+                                           accumulate | s);
     wgmma_commit();
   }
 
-  // All stages of [first, last). Stages are given back when `release` is called with them.
+  // All stages of [first, last), and of the one behind it the first 32 * more input features. Stages are given back when `release` is called
+  // with them.
   template <class Wait, class Release>
-  __device__ void run(int n0, int first, int last, Wait&& wait, Release&& release) {
-    if constexpr (std::is_integral_v<Sum>) {
+  __device__ void run(int n0, int first, int last, Wait&& wait, Release&& release, int more = 0) {
+    if constexpr (!T::PROMOTES) {
       int before = -1;
       for (int block = first; block < last; ++block) {
         const int stage = wait();
-        multiply(sum_, codes_of(stage), tokens_of(stage), block > first);
+        multiply<BM, kSteps>(sum_, codes_of(stage), tokens_of(stage), block > first);
         wgmma_wait<1>();
+        if (before >= 0) release(before);
+        before = stage;
+      }
+      if (more) {
+        const int stage = wait();
+        for (int s = 0; s < more; ++s) {
+          multiply<BM, 1>(sum_, codes_of(stage) + 32 * s, tokens_of(stage) + 32 * s, (last > first) | s);
+          wgmma_wait<0>();
+        }
         if (before >= 0) release(before);
         before = stage;
       }
       wgmma_wait<0>();
       if (before >= 0) release(before);
-      if (first >= last) clear();
+      if (first >= last && !more) clear();
     } else {
       clear();
       for (int block = first; block < last; ++block) {
@@ -159,10 +178,10 @@ class Consumer {
           }
         }
         const int stage = wait();
-        Sum part_sum[BM / 2];
-        multiply(part_sum, codes_of(stage), tokens_of(stage), 0);
-        wgmma_wait<0>();
         if constexpr (T::BLOCKS) {
+          Sum part_sum[BM / 2];
+          multiply<BM, kSteps>(part_sum, codes_of(stage), tokens_of(stage), 0);
+          wgmma_wait<0>();
 #pragma unroll
           for (int j = 0; j < BM / 8; ++j) {
             float x[2];
@@ -173,9 +192,13 @@ class Consumer {
           }
           release(stage);
         } else {
-          release(stage);
-#pragma unroll
-          for (int i = 0; i < BM / 2; ++i) sum_[i] += part_sum[i];
+          add_steps<kSteps>(stage, 0, release);
+        }
+      }
+      if constexpr (!T::BLOCKS) {
+        if (more) {
+          const int stage = wait();
+          for (int s = 0; s < more; ++s) add_steps<1>(stage, s, [&](int done) { if (s == more - 1) release(done); });
         }
       }
     }
@@ -183,21 +206,26 @@ class Consumer {
 
   __device__ void store(int m0, int n0, uint32_t buffer) {
     const Feature<T> features[2] = {{a_, n0 + row(0)}, {a_, n0 + row(1)}};
+    store_finished<1>(m0, n0, buffer,
+                      [&](Sum sum, int token, int part) { return features[part].finished(sum, token_scale<T>(a_, m0 + token)); });
+  }
+
+  // finish(sum, token, part) is the result of a token of the tile and row(part). BUFFERS: as of store_tile.
+  template <int BUFFERS, class Finish>
+  __device__ void store_finished(int m0, int n0, uint32_t buffer, Finish&& finish) {
     if (a_.y_dtype == DType::f32) {
 #pragma unroll
       for (int i = 0; i < BM / 2; ++i) {
-        const int m = m0 + i / 4 * 8 + 2 * t_ + i % 2, part = i / 2 % 2, n = n0 + row(part);
-        if (m < a_.M && n < a_.N)
-          static_cast<float*>(a_.y)[int64_t{m} * a_.N + n] = features[part].finished(sum_[i], token_scale<T>(a_, m));
+        const int token = i / 4 * 8 + 2 * t_ + i % 2, m = m0 + token, part = i / 2 % 2, n = n0 + row(part);
+        if (m < a_.M && n < a_.N) static_cast<float*>(a_.y)[int64_t{m} * a_.N + n] = finish(sum_[i], token, part);
       }
       return;
     }
     const auto pair = [&](int j, int part) {
-      const int m = m0 + 8 * j + 2 * t_;
-      return pack_two(a_.y_dtype, features[part].finished(sum_[4 * j + 2 * part], token_scale<T>(a_, m)),
-                      features[part].finished(sum_[4 * j + 2 * part + 1], token_scale<T>(a_, m + 1)));
+      const int token = 8 * j + 2 * t_;
+      return pack_two(a_.y_dtype, finish(sum_[4 * j + 2 * part], token, part), finish(sum_[4 * j + 2 * part + 1], token + 1, part));
     };
-    store_tile<BM>(static_cast<uint16_t*>(a_.y), a_.M, a_.N, m0, n0 + warpgroup_ * 64, warpgroup_, buffer, pair);
+    store_tile<BM, BUFFERS>(static_cast<uint16_t*>(a_.y), a_.M, a_.N, m0, n0 + warpgroup_ * 64, warpgroup_, buffer, pair);
   }
 
   // parts[token][row] of this CTA.
@@ -216,6 +244,44 @@ class Consumer {
  private:
   __device__ uint32_t codes_of(int stage) const { return ring_ + stage * T::kStage; }
   __device__ uint32_t tokens_of(int stage) const { return codes_of(stage) + T::kCodes; }
+
+  // The codes of this thread's rows, as wgmma wants them in registers.
+  __device__ void load_codes(uint32_t (&held)[kSteps][4], uint32_t codes) const {
+    const int r = warp_ * 16 + lane_ % 16;
+    codes += (warpgroup_ * 64 + r) * kStageK;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(held[s][0]), "=r"(held[s][1]), "=r"(held[s][2]), "=r"(held[s][3])
+                   : "r"(codes + ((2 * s + lane_ / 16) ^ (r & 7)) * 16)
+                   : "memory");
+  }
+
+  // Part sums of STEPS times 32 input features of a stage, added to sum_. While one warpgroup adds, the other one multiplies.
+  template <int STEPS, class Release>
+  __device__ void add_steps(int stage, int first, Release&& release) {
+    constexpr bool kHeld = T::kHolds && STEPS == kSteps;
+    const uint32_t codes = codes_of(stage) + 32 * first;
+    uint32_t held[kHeld ? kSteps : 1][4];
+    if constexpr (kHeld) load_codes(held, codes);
+#pragma unroll
+    for (int part = 0; part < BM / T::kPart; ++part) {
+      const uint32_t tokens = tokens_of(stage) + part * T::kPart * kStageK + 32 * first;
+      Sum part_sum[T::kPart / 2];
+      if constexpr (kHeld) {
+        wgmma_fence();
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) WgmmaHeld<typename T::Kind, T::kPart>::run(part_sum, held[s], b_descriptor(tokens + 32 * s), s);
+        wgmma_commit();
+      } else {
+        multiply<T::kPart, STEPS>(part_sum, codes, tokens, 0);
+      }
+      wgmma_wait<0>();
+      if (part == BM / T::kPart - 1) release(stage);
+#pragma unroll
+      for (int i = 0; i < T::kPart / 2; ++i) sum_[part * T::kPart / 2 + i] += part_sum[i];
+    }
+  }
 
   const ProductArgs& a_;
   int lane_, warp_, warpgroup_, t_, g_;

@@ -3,6 +3,7 @@
 #include "cuda/byte_product.h"
 #include "cuda/device.h"
 #include "cuda/experts.h"
+#include "cuda/grouped_products.h"
 #include "cuda/weight_only_large.h"
 #include "cuda/weight_only_small.h"
 #include "tensor.h"
@@ -15,6 +16,8 @@ void register_dequantize(py::module_& m);
 void register_float8_dynamic_grouped_linear(py::module_& m);
 void register_float8_dynamic_linear(py::module_& m);
 void register_float8_grouped_linear(py::module_& m);
+void register_float8_grouped_matmul(py::module_& m);
+void register_float8_grouped_wgrad(py::module_& m);
 void register_float8_linear(py::module_& m);
 void register_float8_static_linear(py::module_& m);
 void register_int4_grouped_linear(py::module_& m);
@@ -48,10 +51,16 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("force_grouped_tile", [](int tokens) { ao::forced_tile = tokens; }, py::arg("tokens"),
         "Tokens of a tile of the grouped linears in place of those that the rules choose; 0 for those of the rules.");
 
+  m.def("force_product", [](int cluster, bool held) { ao::bytes::forced_cluster = cluster, ao::bytes::forced_held = held; },
+        py::arg("cluster"), py::arg("held"),
+        "CTAs of a cluster of the products of experts, 1 or 2 (0 for the rule), and whether promoted ones hold codes in registers.");
+
   register_dequantize(m);
   register_float8_dynamic_grouped_linear(m);
   register_float8_dynamic_linear(m);
   register_float8_grouped_linear(m);
+  register_float8_grouped_matmul(m);
+  register_float8_grouped_wgrad(m);
   register_float8_linear(m);
   register_float8_static_linear(m);
   register_int4_grouped_linear(m);

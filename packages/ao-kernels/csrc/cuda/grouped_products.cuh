@@ -1,0 +1,249 @@
+// Products of float8 operands of experts: Consumer of byte_product.cuh, over tiles that CTAs find from the experts' ends.
+//
+// What limits tiles of 128 rows of codes by 256 rows of x are the bytes that multiprocessors fetch from L2: 48 KiB for 1024 cycles of the matrix units, for
+// each of them. Two CTAs of a cluster therefore take tiles beside each other, that share rows of x, and fetch half of these for both: 32 KiB.
+//
+// A stage of the ring is filled by both CTAs, so it must have been given back in both: consumers tell both of them.
+#pragma once
+#include "cuda/byte_product.cuh"
+#include "cuda/experts.cuh"
+#include "cuda/grid.h"
+#include "cuda/grouped_products.h"
+
+namespace ao::bytes {
+
+template <int BM_, int STAGES_, bool PROMOTES_, int CLUSTER_, bool HOLDS_>
+struct ProductTile : Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_> {
+  using Base = Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_>;
+  static constexpr int CLUSTER = CLUSTER_;
+  static constexpr bool kHolds = HOLDS_;
+  static constexpr int kBuffers = 2;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static constexpr int kEpilogue = store_bytes(Base::CONSUMERS, BM_, kBuffers);
+  static constexpr int kTileScales = BM_ + 64 + 4;  // a warpgroup's: of rows of x, of its rows of codes, and where the tile lies
+  static constexpr int kFullAt = Base::kRing + kEpilogue + 4 * Base::CONSUMERS * kTileScales, kUptoAt = kFullAt + 16 * STAGES_;
+  static constexpr int kShared = 1024 + kUptoAt;  // and 4 bytes an expert
+  static_assert(kShared + 4 * (kMostExperts + 1) <= 227 * 1024);
+};
+
+struct ProductGrid {
+  const float *x_scale, *scale;
+  void* y;
+  int M, N, K;
+  DType y_dtype;
+  bool over_places;
+};
+
+// Where a tile lies.
+struct Work {
+  int expert;           // E: the rows of no expert
+  int m, stop;          // first row of x in the expert's y, or in all of y, and where the rows end
+  int x_row, codes_row; // of the matrices
+  int first, size;      // of the sums: places or features
+};
+
+template <class T>
+class Tiles {
+ public:
+  // `upto` (E + 1 ints) has been filled by count_tiles, unless sums run over places.
+  __device__ Tiles(const ProductGrid& a, const Experts& experts, const int* upto) : a_(a), experts_(experts), upto_(upto) {
+    tiles_n_ = (a.N + T::kRows * T::CLUSTER - 1) / (T::kRows * T::CLUSTER);
+    tiles_m_ = a.over_places ? (a.M + T::BM - 1) / T::BM : upto[experts.E];
+  }
+
+  __device__ int count() const { return tiles_m_ * tiles_n_ * (a_.over_places ? experts_.E : 1); }
+
+  // Tiles of a cluster lie beside each other; n: the first row of codes of this CTA's one.
+  __device__ Work at(int tile, int rank, int& n) const {
+    const int of_expert = tiles_m_ * tiles_n_;
+    int expert = 0;
+    if (a_.over_places) expert = tile / of_expert, tile %= of_expert;
+    const TilePlace place = place_together(tile, tiles_m_, tiles_n_);
+    n = (place.n * T::CLUSTER + rank) * T::kRows;
+    if (a_.over_places) {
+      const int begin = expert_begin(experts_, expert), end = expert_begin(experts_, expert + 1);
+      return {expert, place.m * T::BM, a_.M, place.m * T::BM, n, begin, max(end - begin, 0)};
+    }
+    const Rows rows = rows_of_tile(experts_, T::BM, upto_, place.m);
+    return {rows.expert, rows.first, rows.stop, rows.first, rows.expert * a_.N + n, 0, rows.expert == experts_.E ? 0 : a_.K};
+  }
+
+ private:
+  const ProductGrid& a_;
+  const Experts& experts_;
+  const int* upto_;
+  int tiles_m_, tiles_n_;
+};
+
+// Asks for the scales of a tile, BM of rows of x and 64 of this warpgroup's rows of codes, to be copied to its place in shared memory. What has no products is
+// zero, whatever its scales are.
+template <class T>
+__device__ inline void fetch_scales(const ProductGrid& a, const Work& work, int n0, int experts, uint32_t to) {
+  const int thread = threadIdx.x % 128, bytes = work.size ? 4 : 0;
+  const int64_t expert = work.expert < experts ? work.expert : 0;
+  const float* const x = a.x_scale + (a.over_places ? expert * a.M : 0);
+#pragma unroll
+  for (int i = 0; i < T::BM; i += 128) copy_or_zero(to + 4 * (i + thread), x + min(work.m + i + thread, work.stop - 1), bytes);
+  if (thread < 64) copy_or_zero(to + 4 * (T::BM + thread), a.scale + expert * a.N + min(n0 + thread, a.N - 1), bytes);
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, 1)
+grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap codes_map,
+                const __grid_constant__ ProductGrid given, const __grid_constant__ Experts experts) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ uint8_t memory[];
+  constexpr int STAGES = T::STAGES, CLUSTER = T::CLUSTER, kShare = T::BM / CLUSTER;
+  const uint32_t ring = (shared_address(memory) + 1023) & ~1023u, buffer = ring + T::kRing;
+  const uint32_t full = ring + T::kFullAt, empty = full + 8 * STAGES;
+  uint8_t* const aligned = memory + (ring - shared_address(memory));
+  int* const upto = reinterpret_cast<int*>(aligned + T::kUptoAt);
+  const int rank = blockIdx.x % CLUSTER;
+
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < STAGES; ++s) {
+      barrier_init(full + 8 * s, 1);
+      barrier_init(empty + 8 * s, 4 * T::CONSUMERS * CLUSTER);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  wait_for_earlier_grids();  // everything comes from them
+  if (threadIdx.x < 32 && !given.over_places) count_tiles(experts, T::BM, upto);
+  __syncthreads();
+  if constexpr (CLUSTER > 1) cluster_sync();  // the other CTA's barriers are there
+  let_later_grids_start();
+  const Tiles<T> tiles(given, experts, upto);
+  const int n_tiles = tiles.count(), step = gridDim.x / CLUSTER;
+
+  const int warpgroup = threadIdx.x / 128;
+  if (warpgroup == T::CONSUMERS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(T::kProducerRegisters));
+    if (threadIdx.x == 128 * T::CONSUMERS) {
+      int stage = 0, phase = 0;
+      for (int tile = blockIdx.x / CLUSTER; tile < n_tiles; tile += step) {
+        int n;
+        const Work work = tiles.at(tile, rank, n);
+        for (int k = 0; k < work.size; k += kStageK) {
+          const uint32_t to = ring + stage * T::kStage, share = rank * kShare;
+          barrier_wait(empty + 8 * stage, phase ^ 1);
+          barrier_expect(full + 8 * stage, T::kStage);
+          load_box(to, &codes_map, work.first + k, work.codes_row, full + 8 * stage);
+          if constexpr (CLUSTER > 1)
+            load_box_to(to + T::kCodes + share * kStageK, &x_map, work.first + k, work.x_row + share, full + 8 * stage, (1 << CLUSTER) - 1);
+          else
+            load_box(to + T::kCodes, &x_map, work.first + k, work.x_row, full + 8 * stage);
+          if (++stage == STAGES) stage = 0, phase ^= 1;
+        }
+      }
+    }
+    __syncwarp();
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(T::kConsumerRegisters));
+    const uint32_t scales_at = buffer + T::kEpilogue + 4 * warpgroup * T::kTileScales;
+    const float* const scales = reinterpret_cast<const float*>(aligned + (scales_at - ring));
+    int4* const place = reinterpret_cast<int4*>(aligned + (scales_at - ring) + 4 * (T::BM + 64));  // of the tile; not held in registers
+    ProductArgs a{.x_scale = nullptr, .scale = nullptr, .bias = nullptr, .y = given.y, .M = 0, .N = given.N, .K = given.K,
+                  .x_scale_stride = 1, .scale_stride = 1, .block_n = 1, .split = 1, .scale_dtype = DType::f32,
+                  .bias_dtype = DType::f32, .y_dtype = given.y_dtype};
+    Consumer<T> consumer(a, warpgroup);
+    consumer.ring_ = ring;
+    int stage = 0, phase = 0;
+    const auto wait = [&] {
+      barrier_wait(full + 8 * stage, phase);
+      const int found = stage;
+      if (++stage == STAGES) stage = 0, phase ^= 1;
+      return found;
+    };
+    const auto release = [&](int s) {
+      const int to = threadIdx.x % 32;
+      if (to >= CLUSTER) return;
+      if constexpr (CLUSTER > 1) barrier_arrive_at(empty + 8 * s, to);
+      else barrier_arrive(empty + 8 * s);
+    };
+    for (int tile = blockIdx.x / CLUSTER; tile < n_tiles; tile += step) {
+      int size;
+      {
+        int n;
+        const Work work = tiles.at(tile, rank, n);
+        fetch_scales<T>(given, work, n + 64 * warpgroup, experts.E, scales_at);
+        if (threadIdx.x % 128 == 0) *place = {work.m, work.stop, n, work.expert};
+        size = __shfl_sync(~0u, work.size, 0);
+      }
+      consumer.run(0, 0, size / kStageK, wait, release, (size % kStageK + 31) / 32);
+      asm volatile("cp.async.wait_all;" ::: "memory");
+      asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+      const int4 at = *place;
+      a.M = at.y;
+      if (given.over_places) a.y = static_cast<uint8_t*>(given.y) + int64_t{at.w} * given.M * given.N * (given.y_dtype == DType::f32 ? 4 : 2);
+      const float of_codes[2] = {scales[T::BM + consumer.row(0) % 64], scales[T::BM + consumer.row(1) % 64]};
+      // In the order of the reference: that of x first.
+      consumer.template store_finished<T::kBuffers>(
+          at.x, at.z, buffer, [&](float sum, int row, int part) { return sum * scales[row] * of_codes[part]; });
+      if (given.y_dtype == DType::f32) asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+    }
+  }
+  if constexpr (CLUSTER > 1) cluster_sync();  // nobody ends whose barriers the other CTA may still tell
+#endif
+}
+
+struct ProductLaunch {
+  CUtensorMap x_map, codes_map;
+  ProductGrid args;
+  Experts experts;
+  int rows;           // of x, of a tile: 128 or 256
+  int64_t most_tiles; // of all clusters
+  int cluster;
+  bool held;
+  int multiprocessors;
+  bool early;
+  cudaStream_t stream;
+};
+
+// How many clusters run at once: asked for once a device.
+template <auto KERNEL>
+cudaError_t clusters_at_once(int cluster, int threads, int shared, int* found) {
+  static std::atomic<int> of_device[64] = {};
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  std::atomic<int>& known = of_device[device % 64];
+  *found = known.load(std::memory_order_relaxed);
+  if (*found) return cudaSuccess;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(cluster);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  if (const cudaError_t error = cudaOccupancyMaxActiveClusters(found, KERNEL, &config)) return error;
+  if (*found < 1) return cudaErrorLaunchOutOfResources;
+  known.store(*found, std::memory_order_relaxed);
+  return cudaSuccess;
+}
+
+template <class T>
+cudaError_t launch_product_tile(const ProductLaunch& l) {
+  constexpr auto kernel = grouped_product<T>;
+  constexpr int kMostShared = T::kShared + 4 * (kMostExperts + 1);
+  if (const cudaError_t error = allow_shared_memory<kernel>(kMostShared)) return error;
+  int at_once = l.multiprocessors;
+  if constexpr (T::CLUSTER > 1)
+    if (const cudaError_t error = clusters_at_once<kernel>(T::CLUSTER, T::kThreads, kMostShared, &at_once)) return error;
+  const int clusters = static_cast<int>(l.most_tiles < at_once ? l.most_tiles : at_once);
+  Grid grid(clusters * T::CLUSTER, T::kThreads, T::kShared + 4 * (l.experts.E + 1), l.stream);
+  if constexpr (T::CLUSTER > 1) grid.cluster(T::CLUSTER);
+  if (l.early) grid.early();
+  return grid.start(kernel, l.x_map, l.codes_map, l.args, l.experts);
+}
+
+template <bool PROMOTES, int CLUSTER>
+cudaError_t launch_products(const ProductLaunch& l) {
+  if (l.rows == 128) return launch_product_tile<ProductTile<128, 6, PROMOTES, CLUSTER, false>>(l);
+  if constexpr (PROMOTES)
+    if (l.held) return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, true>>(l);
+  return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, false>>(l);
+}
+
+}  // namespace ao::bytes
