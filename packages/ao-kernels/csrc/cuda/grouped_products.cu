@@ -43,15 +43,15 @@ bool takes(const GroupedProduct& p) {
 cudaError_t launch(const GroupedProduct& p, const Device& device, cudaStream_t stream) {
   ProductLaunch l;
   l.rows = rows_of_x(p);
-  l.cluster = forced_cluster == 1 ? 1 : 2;
-  l.held = forced_held == 1;
+  l.cluster = forced_product.cluster == 1 ? 1 : 2;
+  l.held = forced_product.held;
   l.most_tiles = most_clusters(p, l.rows, l.cluster);
   l.experts = p.experts;
   l.multiprocessors = device.multiprocessors;
   l.early = device.early_launch;
   l.stream = stream;
   l.args = {.x_scale = p.x_scale, .scale = p.scale, .y = p.y, .M = static_cast<int>(p.M), .N = static_cast<int>(p.N),
-            .K = static_cast<int>(p.K), .y_dtype = p.y_dtype, .over_places = p.over_places};
+            .K = static_cast<int>(p.K), .y_dtype = p.y_dtype, .over_places = p.over_places, .apart = forced_product.apart};
   const int64_t codes_rows = p.over_places ? p.N : p.experts.E * p.N;
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, p.x, p.K, p.M, p.K, kStageK, l.rows / l.cluster, CU_TENSOR_MAP_SWIZZLE_128B) ||
       !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, p.codes, p.K, codes_rows, p.K, kStageK, 128, CU_TENSOR_MAP_SWIZZLE_128B))

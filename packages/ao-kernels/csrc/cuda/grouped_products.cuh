@@ -4,6 +4,8 @@
 // each of them. Two CTAs of a cluster therefore take tiles beside each other, that share rows of x, and fetch half of these for both: 32 KiB.
 //
 // A stage of the ring is filled by both CTAs, so it must have been given back in both: consumers tell both of them.
+//
+// The two warpgroups of a CTA work some stages apart from each other: while one stores its half of a tile, the other one multiplies, alone.
 #pragma once
 #include "cuda/byte_product.cuh"
 #include "cuda/experts.cuh"
@@ -17,7 +19,7 @@ struct ProductTile : Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_> {
   using Base = Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_>;
   static constexpr int CLUSTER = CLUSTER_;
   static constexpr bool kHolds = HOLDS_;
-  static constexpr int kBuffers = 2;
+  static constexpr int kBuffers = 2, kApart = STAGES_ / 2;  // stages
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr int kEpilogue = store_bytes(Base::CONSUMERS, BM_, kBuffers);
   static constexpr int kTileScales = BM_ + 64 + 4;  // a warpgroup's: of rows of x, of its rows of codes, and where the tile lies
@@ -31,7 +33,7 @@ struct ProductGrid {
   void* y;
   int M, N, K;
   DType y_dtype;
-  bool over_places;
+  bool over_places, apart;  // apart: the warpgroups
 };
 
 // Where a tile lies.
@@ -160,6 +162,11 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
       if constexpr (CLUSTER > 1) barrier_arrive_at(empty + 8 * s, to);
       else barrier_arrive(empty + 8 * s);
     };
+    if (given.apart && warpgroup == 1 && blockIdx.x / CLUSTER < n_tiles) {
+      int n;
+      // Once is enough: they stay as far apart as they start. Where the first tile is short, stage kApart may never be filled.
+      if (tiles.at(blockIdx.x / CLUSTER, rank, n).size > T::kApart * kStageK) barrier_wait(full + 8 * T::kApart, 0);
+    }
     for (int tile = blockIdx.x / CLUSTER; tile < n_tiles; tile += step) {
       int size;
       {

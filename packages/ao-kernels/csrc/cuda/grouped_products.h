@@ -26,9 +26,13 @@ struct GroupedProduct {
   bool fast_accum;  // sums of any length stay in the matrix units; else they are added to float32 ones every 128 products
 };
 
-// Ways to cut the work in place of those that the rules choose, for measurements: CTAs of a cluster, 1 or 2; whether weights are held in
-// registers; 0 for the rules.
-inline int forced_cluster = 0, forced_held = 0;
+// In place of what the rules choose, for measurements.
+struct ForcedProduct {
+  int cluster = 0;     // CTAs of a cluster, 1 or 2; 0: the rules'
+  bool held = false;   // promoted sums: codes of a stage are held in registers
+  bool apart = true;   // the warpgroups of a CTA work some stages apart
+};
+inline ForcedProduct forced_product;
 
 // Whether the kernel takes these sizes and addresses.
 bool takes(const GroupedProduct& product);
