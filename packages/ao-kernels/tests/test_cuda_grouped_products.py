@@ -339,7 +339,7 @@ def test_refusals_need_no_gpu() -> None:
             "rows have 40 codes; the CUDA kernels take multiples of 16",
         ),
         (made(0, 64), made(3, 16, 64), "there are no values"),
-        (made(2**20, 16), made(2**20, 16), "1048576 x 16 by 3 x 1048576 x 16 codes are too many"),
+        (made(2**22, 16), made(2**22, 16), "4194304 x 16 by 3 x 4194304 x 16 codes are too many"),
         (made(2**30, 16), made(3, 16, 16), "are too many for the CUDA kernels"),
     ]:
         assert reason in (product_refusal(a, b, ends) or ""), reason
