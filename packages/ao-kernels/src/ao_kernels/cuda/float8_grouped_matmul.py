@@ -35,7 +35,7 @@ def _run(
     out_dtype: torch.dtype | None,
     fast_accum: bool,
 ) -> Tensor:
-    ready = (aligned(t) for t in (a, a_scale, b, b_scale, offsets))
-    y = _cuda.float8_grouped_matmul(0, *ready, out_dtype, fast_accum)
+    left, right = (aligned(a), aligned(a_scale)), (aligned(b), aligned(b_scale))
+    y = _cuda.float8_grouped_matmul(0, *left, *right, aligned(offsets), out_dtype, fast_accum)
     assert y is not NotImplemented
     return y
