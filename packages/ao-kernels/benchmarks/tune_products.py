@@ -4,8 +4,8 @@ forward, dgrad and wgrad, beside torch._grouped_mm in bfloat16.
 python benchmarks/tune_products.py --seconds 40
 
 "cuda" takes the tile that it chooses; "256/2": tiles of 128 by 256, clusters of 2 CTAs; "h": codes
-held in registers, "-": warpgroups in step. TFLOP/s are of the product, without casts. "uneven":
-sizes of experts differ.
+held in registers, "-1": one stage between the warpgroups of a CTA. TFLOP/s are of the product,
+without casts. "uneven": sizes of experts differ.
 """
 
 from __future__ import annotations
@@ -56,19 +56,20 @@ CASES = [
 
 
 class Tile(NamedTuple):
-    """rows: of x; cluster: CTAs; held: codes in registers; apart: the warpgroups."""
+    """rows: of x; cluster: CTAs; held: codes in registers; apart: stages between warpgroups."""
 
     rows: int
     cluster: int
     held: bool = False
-    apart: bool = True
+    apart: int = -1
 
     def __str__(self) -> str:
-        return f"{self.rows}/{self.cluster}{'h' * self.held}{'-' * (not self.apart)}"
+        return f"{self.rows}/{self.cluster}{'h' * self.held}{f'-{self.apart}' * (self.apart >= 0)}"
 
 
-TILES = [Tile(256, 2), Tile(256, 2, apart=False), Tile(256, 1), Tile(128, 2), Tile(128, 1)]
-HELD = [Tile(256, 2, held=True), Tile(256, 2, held=True, apart=False)]  # promoted sums
+TILES = [Tile(256, 2, apart=apart) for apart in (0, 1, 2, 3)]
+TILES += [Tile(256, 1, apart=1), Tile(128, 2, apart=0), Tile(128, 2, apart=2), Tile(128, 1)]
+HELD = [Tile(256, 2, held=True, apart=apart) for apart in (0, 1, 2)]  # promoted sums
 
 
 def main() -> None:

@@ -141,15 +141,16 @@ class Consumer {
     wgmma_commit();
   }
 
-  // All stages of [first, last), and of the one behind it the first 32 * more input features. Stages are given back when `release` is called
-  // with them.
-  template <class Wait, class Release>
+  // All stages of [first, last), and of the one behind it the first 32 * more input features, for the first TOKENS tokens. Stages are given back when
+  // `release` is called with them.
+  template <int TOKENS = BM, class Wait, class Release>
   __device__ void run(int n0, int first, int last, Wait&& wait, Release&& release, int more = 0) {
     if constexpr (!T::PROMOTES) {
+      Sum(&sums)[TOKENS / 2] = reinterpret_cast<Sum(&)[TOKENS / 2]>(sum_);
       int before = -1;
       for (int block = first; block < last; ++block) {
         const int stage = wait();
-        multiply<BM, kSteps>(sum_, codes_of(stage), tokens_of(stage), block > first);
+        multiply<TOKENS, kSteps>(sums, codes_of(stage), tokens_of(stage), block > first);
         wgmma_wait<1>();
         if (before >= 0) release(before);
         before = stage;
@@ -157,7 +158,7 @@ class Consumer {
       if (more) {
         const int stage = wait();
         for (int s = 0; s < more; ++s) {
-          multiply<BM, 1>(sum_, codes_of(stage) + 32 * s, tokens_of(stage) + 32 * s, (last > first) | s);
+          multiply<TOKENS, 1>(sums, codes_of(stage) + 32 * s, tokens_of(stage) + 32 * s, (last > first) | s);
           wgmma_wait<0>();
         }
         if (before >= 0) release(before);
@@ -192,13 +193,13 @@ class Consumer {
           }
           release(stage);
         } else {
-          add_steps<kSteps>(stage, 0, release);
+          add_steps<TOKENS, kSteps>(stage, 0, release);
         }
       }
       if constexpr (!T::BLOCKS) {
         if (more) {
           const int stage = wait();
-          for (int s = 0; s < more; ++s) add_steps<1>(stage, s, [&](int done) { if (s == more - 1) release(done); });
+          for (int s = 0; s < more; ++s) add_steps<TOKENS, 1>(stage, s, [&](int done) { if (s == more - 1) release(done); });
         }
       }
     }
@@ -258,14 +259,14 @@ class Consumer {
   }
 
   // Part sums of STEPS times 32 input features of a stage, added to sum_. While one warpgroup adds, the other one multiplies.
-  template <int STEPS, class Release>
+  template <int TOKENS, int STEPS, class Release>
   __device__ void add_steps(int stage, int first, Release&& release) {
     constexpr bool kHeld = T::kHolds && STEPS == kSteps;
     const uint32_t codes = codes_of(stage) + 32 * first;
     uint32_t held[kHeld ? kSteps : 1][4];
     if constexpr (kHeld) load_codes(held, codes);
 #pragma unroll
-    for (int part = 0; part < BM / T::kPart; ++part) {
+    for (int part = 0; part < TOKENS / T::kPart; ++part) {
       const uint32_t tokens = tokens_of(stage) + part * T::kPart * kStageK + 32 * first;
       Sum part_sum[T::kPart / 2];
       if constexpr (kHeld) {
@@ -277,7 +278,7 @@ class Consumer {
         multiply<T::kPart, STEPS>(part_sum, codes, tokens, 0);
       }
       wgmma_wait<0>();
-      if (part == BM / T::kPart - 1) release(stage);
+      if (part == TOKENS / T::kPart - 1) release(stage);
 #pragma unroll
       for (int i = 0; i < T::kPart / 2; ++i) sum_[part * T::kPart / 2 + i] += part_sum[i];
     }

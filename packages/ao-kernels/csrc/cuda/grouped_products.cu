@@ -15,14 +15,14 @@ extern template cudaError_t launch_products<true, 2>(const ProductLaunch&);
 
 namespace {
 
-// Rows of x of a tile. A tile of 128 takes a little more than half of the time of one of 256.
+constexpr int kApart = 2;  // stages between the warpgroups of a CTA
+
+// Rows of x of a tile. One of 256 does half of the work where an expert's rows leave its second half empty, so smaller tiles are for small experts only.
 int rows_of_x(const GroupedProduct& p) {
   if (forced_tile == 128 || forced_tile == 256) return forced_tile;
   if (p.over_places) return p.M > 128 ? 256 : 128;
-  const double rows = static_cast<double>(rows_of_expert(p.experts)), most = rows + 2 * std::sqrt(rows);  // nearly all of the experts
-  if (most <= 128) return 128;
-  const double of_256 = most <= 256 ? 1.0 : rows / 256 + 0.5, of_128 = rows / 128 + 0.5;
-  return of_256 <= 0.55 * of_128 ? 256 : 128;
+  const double rows = static_cast<double>(rows_of_expert(p.experts));
+  return rows + 2 * std::sqrt(rows) > 128 ? 256 : 128;  // nearly all of the experts
 }
 
 int64_t most_clusters(const GroupedProduct& p, int rows, int cluster) {
@@ -50,8 +50,9 @@ cudaError_t launch(const GroupedProduct& p, const Device& device, cudaStream_t s
   l.multiprocessors = device.multiprocessors;
   l.early = device.early_launch;
   l.stream = stream;
+  const int apart = forced_product.apart >= 0 ? forced_product.apart : kApart;
   l.args = {.x_scale = p.x_scale, .scale = p.scale, .y = p.y, .M = static_cast<int>(p.M), .N = static_cast<int>(p.N),
-            .K = static_cast<int>(p.K), .y_dtype = p.y_dtype, .over_places = p.over_places, .apart = forced_product.apart};
+            .K = static_cast<int>(p.K), .y_dtype = p.y_dtype, .over_places = p.over_places, .apart = apart};
   const int64_t codes_rows = p.over_places ? p.N : p.experts.E * p.N;
   if (!encode_map(&l.x_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, p.x, p.K, p.M, p.K, kStageK, l.rows / l.cluster, CU_TENSOR_MAP_SWIZZLE_128B) ||
       !encode_map(&l.codes_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, p.codes, p.K, codes_rows, p.K, kStageK, 128, CU_TENSOR_MAP_SWIZZLE_128B))

@@ -19,7 +19,7 @@ struct ProductTile : Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_> {
   using Base = Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_>;
   static constexpr int CLUSTER = CLUSTER_;
   static constexpr bool kHolds = HOLDS_;
-  static constexpr int kBuffers = 2, kApart = STAGES_ / 2;  // stages
+  static constexpr int kBuffers = 2;
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr int kEpilogue = store_bytes(Base::CONSUMERS, BM_, kBuffers);
   static constexpr int kTileScales = BM_ + 64 + 4;  // a warpgroup's: of rows of x, of its rows of codes, and where the tile lies
@@ -33,7 +33,8 @@ struct ProductGrid {
   void* y;
   int M, N, K;
   DType y_dtype;
-  bool over_places, apart;  // apart: the warpgroups
+  bool over_places;
+  int apart;  // stages by which the first warpgroup is ahead of the other one, fewer than there are
 };
 
 // Where a tile lies.
@@ -42,6 +43,10 @@ struct Work {
   int m, stop;          // first row of x in the expert's y, or in all of y, and where the rows end
   int x_row, codes_row; // of the matrices
   int first, size;      // of the sums: places or features
+
+  // Whether rows of x fill no more than the first half of a tile of 256: then the other half is neither fetched nor multiplied.
+  template <class T>
+  __device__ bool half() const { return T::BM == 256 && stop - m <= 128; }
 };
 
 template <class T>
@@ -96,6 +101,7 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ uint8_t memory[];
   constexpr int STAGES = T::STAGES, CLUSTER = T::CLUSTER, kShare = T::BM / CLUSTER;
+  constexpr uint16_t kEverybody = (1 << CLUSTER) - 1;
   const uint32_t ring = (shared_address(memory) + 1023) & ~1023u, buffer = ring + T::kRing;
   const uint32_t full = ring + T::kFullAt, empty = full + 8 * STAGES;
   uint8_t* const aligned = memory + (ring - shared_address(memory));
@@ -125,15 +131,18 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
       for (int tile = blockIdx.x / CLUSTER; tile < n_tiles; tile += step) {
         int n;
         const Work work = tiles.at(tile, rank, n);
+        const bool half = CLUSTER > 1 && work.half<T>();  // one share: CTAs take turns
         for (int k = 0; k < work.size; k += kStageK) {
-          const uint32_t to = ring + stage * T::kStage, share = rank * kShare;
+          const uint32_t to = ring + stage * T::kStage;
           barrier_wait(empty + 8 * stage, phase ^ 1);
-          barrier_expect(full + 8 * stage, T::kStage);
+          barrier_expect(full + 8 * stage, T::kStage - (half ? T::kX / 2 : 0));
           load_box(to, &codes_map, work.first + k, work.codes_row, full + 8 * stage);
-          if constexpr (CLUSTER > 1)
-            load_box_to(to + T::kCodes + share * kStageK, &x_map, work.first + k, work.x_row + share, full + 8 * stage, (1 << CLUSTER) - 1);
-          else
+          if constexpr (CLUSTER == 1) {
             load_box(to + T::kCodes, &x_map, work.first + k, work.x_row, full + 8 * stage);
+          } else if (!half || k / kStageK % 2 == rank) {
+            const int share = half ? 0 : rank * kShare;
+            load_box_to(to + T::kCodes + share * kStageK, &x_map, work.first + k, work.x_row + share, full + 8 * stage, kEverybody);
+          }
           if (++stage == STAGES) stage = 0, phase ^= 1;
         }
       }
@@ -164,19 +173,23 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
     };
     if (given.apart && warpgroup == 1 && blockIdx.x / CLUSTER < n_tiles) {
       int n;
-      // Once is enough: they stay as far apart as they start. Where the first tile is short, stage kApart may never be filled.
-      if (tiles.at(blockIdx.x / CLUSTER, rank, n).size > T::kApart * kStageK) barrier_wait(full + 8 * T::kApart, 0);
+      // Once is enough: they stay as far apart as they start. Where the first tile is short, this stage may never be filled.
+      if (tiles.at(blockIdx.x / CLUSTER, rank, n).size > given.apart * kStageK) barrier_wait(full + 8 * given.apart, 0);
     }
     for (int tile = blockIdx.x / CLUSTER; tile < n_tiles; tile += step) {
       int size;
+      bool half;
       {
         int n;
         const Work work = tiles.at(tile, rank, n);
         fetch_scales<T>(given, work, n + 64 * warpgroup, experts.E, scales_at);
         if (threadIdx.x % 128 == 0) *place = {work.m, work.stop, n, work.expert};
         size = __shfl_sync(~0u, work.size, 0);
+        half = work.half<T>();
       }
-      consumer.run(0, 0, size / kStageK, wait, release, (size % kStageK + 31) / 32);
+      const int stages = size / kStageK, more = (size % kStageK + 31) / 32;
+      if (half) consumer.template run<128>(0, 0, stages, wait, release, more);
+      else consumer.run(0, 0, stages, wait, release, more);
       asm volatile("cp.async.wait_all;" ::: "memory");
       asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
       const int4 at = *place;

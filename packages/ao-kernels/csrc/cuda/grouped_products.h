@@ -30,7 +30,7 @@ struct GroupedProduct {
 struct ForcedProduct {
   int cluster = 0;     // CTAs of a cluster, 1 or 2; 0: the rules'
   bool held = false;   // promoted sums: codes of a stage are held in registers
-  bool apart = true;   // the warpgroups of a CTA work some stages apart
+  int apart = -1;      // stages between the warpgroups of a CTA, 0 to 3; -1: the rules'
 };
 inline ForcedProduct forced_product;
 

@@ -26,16 +26,16 @@ __device__ inline uint32_t pack_two(DType dtype, float low, float high) {
 
 // y (M, N) of 16 bits: 64 output features of this warpgroup from n0 on, BM tokens from m0 on. pair(j, part) has tokens 8 j + 2 t and 8 j + 2 t + 1
 // of row g + 8 part of the warp's sixteen, for lane 4 g + t. Through shared memory, so that stores are 128 bytes long. With two buffers in
-// turn, whose number of turns is even, the warpgroup meets once a turn instead of twice.
+// turn the warpgroup meets once a turn instead of twice, and must meet between two tiles.
 template <int BM, int BUFFERS = 1, class Pair>
 __device__ inline void store_tile(uint16_t* y, int M, int N, int m0, int n0, int warpgroup, uint32_t buffer, Pair&& pair) {
   constexpr int kTokens = BM < kStoredTokens ? BM : kStoredTokens;
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
   const bool aligned = N % 8 == 0;
-  static_assert(BUFFERS == 1 || BM / kTokens % BUFFERS == 0);
   const uint32_t first_buffer = buffer + warpgroup * BUFFERS * kTokens * 128;
 #pragma unroll
   for (int c = 0; c < BM / kTokens; ++c) {
+    if (m0 + c * kTokens >= M) break;
     buffer = first_buffer + c % BUFFERS * kTokens * 128;
 #pragma unroll
     for (int half = 0; half < kTokens / 16; ++half) {
