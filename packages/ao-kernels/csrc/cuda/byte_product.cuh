@@ -214,6 +214,11 @@ class Consumer {
   // finish(sum, token, part) is the result of a token of the tile and row(part). BUFFERS: as of store_tile.
   template <int BUFFERS, class Finish>
   __device__ void store_finished(int m0, int n0, uint32_t buffer, Finish&& finish) {
+    if (a_.y_dtype == DType::f32 && BUFFERS == 2) {
+      store_tile_f32<BM>(static_cast<float*>(a_.y), a_.M, a_.N, m0, n0 + warpgroup_ * 64, warpgroup_, buffer,
+                         [&](int j, int part, int e) { return finish(sum_[4 * j + 2 * part + e], 8 * j + 2 * t_ + e, part); });
+      return;
+    }
     if (a_.y_dtype == DType::f32) {
 #pragma unroll
       for (int i = 0; i < BM / 2; ++i) {

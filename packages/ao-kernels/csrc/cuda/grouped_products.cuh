@@ -199,7 +199,6 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
       // In the order of the reference: that of x first.
       consumer.template store_finished<T::kBuffers>(
           at.x, at.z, buffer, [&](float sum, int row, int part) { return sum * scales[row] * of_codes[part]; });
-      if (given.y_dtype == DType::f32) asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
     }
   }
   if constexpr (CLUSTER > 1) cluster_sync();  // nobody ends whose barriers the other CTA may still tell

@@ -71,4 +71,45 @@ __device__ inline void store_tile(uint16_t* y, int M, int N, int m0, int n0, int
   }
 }
 
+// The same of float32, always with two buffers: value(j, part, e) is of token 8 j + 2 t + e. Sixteen tokens at a time, as rows of 16 pieces of 16 bytes, of
+// which pairs change places by the token: neither writes nor reads meet in a bank.
+template <int BM, class Value>
+__device__ inline void store_tile_f32(float* y, int M, int N, int m0, int n0, int warpgroup, uint32_t buffer, Value&& value) {
+  constexpr int kTokens = 16;
+  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, t = lane % 4, g = lane / 4;
+  const bool aligned = N % 4 == 0;
+  const uint32_t first_buffer = buffer + warpgroup * 2 * kTokens * 256;
+#pragma unroll
+  for (int c = 0; c < BM / kTokens; ++c) {
+    if (m0 + c * kTokens >= M) break;
+    buffer = first_buffer + c % 2 * kTokens * 256;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int j = i / 4, part = i / 2 % 2, e = i % 2, token = 8 * j + 2 * t + e, row = warp * 16 + g + 8 * part;
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(buffer + token * 256 + (row / 4 ^ 2 * t) * 16 + row % 4 * 4), "f"(value(2 * c + j, part, e))
+                   : "memory");
+    }
+    asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = (i * 128 + thread) / 16, piece = thread % 16;
+      float4 v;
+      asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                   : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                   : "r"(buffer + token * 256 + (piece ^ 2 * (token / 2 % 4)) * 16));
+      const int m = m0 + c * kTokens + token, n = n0 + piece * 4;
+      if (m >= M || n >= N) continue;
+      float* const to = y + int64_t{m} * N + n;
+      if (aligned) {
+        *reinterpret_cast<float4*>(to) = v;
+      } else {
+        const float each[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          if (n + k < N) to[k] = each[k];
+      }
+    }
+  }
+}
+
 }  // namespace ao::large
