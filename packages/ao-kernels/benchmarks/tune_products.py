@@ -4,8 +4,8 @@ forward, dgrad and wgrad, beside torch._grouped_mm in bfloat16.
 python benchmarks/tune_products.py --seconds 40
 
 "cuda" takes the tile that it chooses; "256/2": tiles of 128 by 256, clusters of 2 CTAs; "h": codes
-held in registers, "-1": one stage between the warpgroups of a CTA. TFLOP/s are of the product,
-without casts. "uneven": sizes of experts differ.
+held in registers, "h2" for parts of 64 rows; "-1": one stage between the warpgroups of a CTA.
+TFLOP/s are of the product, without casts. "uneven": sizes of experts differ.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ class Tile(NamedTuple):
 
     rows: int
     cluster: int
-    held: bool = False
+    held: int = 0
     apart: int = -1
 
     def __str__(self) -> str:
-        return f"{self.rows}/{self.cluster}{'h' * self.held}{f'-{self.apart}' * (self.apart >= 0)}"
+        how = ("", "h", "h2")[self.held] + (f"-{self.apart}" if self.apart >= 0 else "")
+        return f"{self.rows}/{self.cluster}{how}"
 
 
 TILES = [Tile(256, 2, apart=apart) for apart in (0, 1, 2, 3)]
 TILES += [Tile(256, 1, apart=1), Tile(128, 2, apart=0), Tile(128, 2, apart=2), Tile(128, 1)]
-HELD = [Tile(256, 2, held=True, apart=apart) for apart in (0, 1, 2)]  # promoted sums
+HELD = [Tile(256, 2, held, apart) for held in (1, 2) for apart in (0, 1, 2)]  # promoted sums
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from ao_kernels.ops import float8_grouped_matmul, float8_grouped_wgrad
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 F32 = torch.float32
 
-# rows of x in a tile, CTAs of a cluster, whether codes are held in registers
-TILES = [(0, 0, False), (128, 1, False), (128, 2, False), (256, 1, False), (256, 2, False)]
-TILES += [(256, 1, True), (256, 2, True)]
+# rows of x in a tile, CTAs of a cluster, how codes are held in registers, stages between warpgroups
+TILES = [(0, 0, 0, -1), (128, 1, 0, 0), (128, 2, 0, 2), (256, 1, 0, 1), (256, 2, 0, 0)]
+TILES += [(256, 2, 0, 3), (256, 1, 1, 2), (256, 2, 1, 1), (256, 2, 2, 1)]
 
 # M, N, K and the ends of the experts' rows: none, one, tiles and their neighbours, all, behind M.
 ROWS: list[tuple[int, int, int, list[int]]] = [
@@ -136,9 +136,9 @@ class OnGpu:
 def tile(request: pytest.FixtureRequest) -> Iterator[object]:
     from ao_kernels import _cuda
 
-    rows, cluster, held = request.param
+    rows, cluster, held, apart = request.param
     _cuda.force_grouped_tile(rows)
-    _cuda.force_product(cluster, held)
+    _cuda.force_product(cluster, held, apart)
     yield request.param
     _cuda.force_grouped_tile(0)
     _cuda.force_product()

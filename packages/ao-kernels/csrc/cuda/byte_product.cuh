@@ -263,29 +263,41 @@ class Consumer {
                    : "memory");
   }
 
-  // Part sums of STEPS times 32 input features of a stage, added to sum_. While one warpgroup adds, the other one multiplies.
+  // Part sums of STEPS times 32 input features of a stage, added to sum_. Meanwhile the other warpgroup multiplies or, where parts are small enough for
+  // two to be in registers, this one the next part.
   template <int TOKENS, int STEPS, class Release>
   __device__ void add_steps(int stage, int first, Release&& release) {
+    constexpr int kPart = T::kPart, kParts = TOKENS / kPart, kTogether = kPart == 64 && kParts > 1 ? 2 : 1;
     constexpr bool kHeld = T::kHolds && STEPS == kSteps;
     const uint32_t codes = codes_of(stage) + 32 * first;
     uint32_t held[kHeld ? kSteps : 1][4];
     if constexpr (kHeld) load_codes(held, codes);
-#pragma unroll
-    for (int part = 0; part < TOKENS / T::kPart; ++part) {
-      const uint32_t tokens = tokens_of(stage) + part * T::kPart * kStageK + 32 * first;
-      Sum part_sum[T::kPart / 2];
+    Sum part_sum[kTogether][kPart / 2];
+    const auto start = [&](int part) {
+      const uint32_t tokens = tokens_of(stage) + part * kPart * kStageK + 32 * first;
+      Sum(&sums)[kPart / 2] = part_sum[part % kTogether];
       if constexpr (kHeld) {
         wgmma_fence();
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) WgmmaHeld<typename T::Kind, T::kPart>::run(part_sum, held[s], b_descriptor(tokens + 32 * s), s);
+        for (int s = 0; s < kSteps; ++s) WgmmaHeld<typename T::Kind, kPart>::run(sums, held[s], b_descriptor(tokens + 32 * s), s);
         wgmma_commit();
       } else {
-        multiply<T::kPart, STEPS>(part_sum, codes, tokens, 0);
+        multiply<kPart, STEPS>(sums, codes, tokens, 0);
       }
-      wgmma_wait<0>();
-      if (part == TOKENS / T::kPart - 1) release(stage);
+    };
+    start(0);
 #pragma unroll
-      for (int i = 0; i < T::kPart / 2; ++i) sum_[part * T::kPart / 2 + i] += part_sum[i];
+    for (int part = 0; part < kParts; ++part) {
+      if (kTogether == 2 && part + 1 < kParts) {
+        start(part + 1);
+        wgmma_wait<1>();
+      } else {
+        wgmma_wait<0>();
+      }
+      if (part == kParts - 1) release(stage);
+#pragma unroll
+      for (int i = 0; i < kPart / 2; ++i) sum_[part * kPart / 2 + i] += part_sum[part % kTogether][i];
+      if (kTogether == 1 && part + 1 < kParts) start(part + 1);
     }
   }
 

@@ -14,11 +14,13 @@
 
 namespace ao::bytes {
 
-template <int BM_, int STAGES_, bool PROMOTES_, int CLUSTER_, bool HOLDS_>
+// HOLDS: as of ForcedProduct.
+template <int BM_, int STAGES_, bool PROMOTES_, int CLUSTER_, int HOLDS_>
 struct ProductTile : Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_> {
   using Base = Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_>;
   static constexpr int CLUSTER = CLUSTER_;
-  static constexpr bool kHolds = HOLDS_;
+  static constexpr bool kHolds = HOLDS_ > 0;
+  static constexpr int kPart = HOLDS_ == 2 ? 64 : Base::kPart;
   static constexpr int kBuffers = 2;
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr int kEpilogue = store_bytes(Base::CONSUMERS, BM_, kBuffers);
@@ -212,7 +214,7 @@ struct ProductLaunch {
   int rows;           // of x, of a tile: 128 or 256
   int64_t most_tiles; // of all clusters
   int cluster;
-  bool held;
+  int held;
   int multiprocessors;
   bool early;
   cudaStream_t stream;
@@ -259,10 +261,13 @@ cudaError_t launch_product_tile(const ProductLaunch& l) {
 
 template <bool PROMOTES, int CLUSTER>
 cudaError_t launch_products(const ProductLaunch& l) {
-  if (l.rows == 128) return launch_product_tile<ProductTile<128, 6, PROMOTES, CLUSTER, false>>(l);
+  if (l.rows == 128) return launch_product_tile<ProductTile<128, 6, PROMOTES, CLUSTER, 0>>(l);
   if constexpr (PROMOTES)
-    if (l.held) return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, true>>(l);
-  return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, false>>(l);
+    switch (l.held) {
+      case 1: return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, 1>>(l);
+      case 2: return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, 2>>(l);
+    }
+  return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, 0>>(l);
 }
 
 }  // namespace ao::bytes

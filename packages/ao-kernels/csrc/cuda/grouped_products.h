@@ -29,7 +29,7 @@ struct GroupedProduct {
 // In place of what the rules choose, for measurements.
 struct ForcedProduct {
   int cluster = 0;     // CTAs of a cluster, 1 or 2; 0: the rules'
-  bool held = false;   // promoted sums: codes of a stage are held in registers
+  int held = 0;        // promoted sums: codes of a stage are held in registers, 1 for two parts of 128 rows, 2 for four of 64, of which two at once
   int apart = -1;      // stages between the warpgroups of a CTA, 0 to 3; -1: the rules'
 };
 inline ForcedProduct forced_product;
