@@ -187,17 +187,18 @@ class TestProducts(OnGpu):
             assert_close(y, exact_wgrad(args), dtype, fast=fast, label=places)
 
     def test_promoted_sums_are_as_exact_as_short_ones(self) -> None:
-        """Ones and one large product: what the matrix units alone would lose."""
+        """Ones and one large product: the matrix units lose those of its own group of 128, which
+        are less than its last bit there, and would lose all 16383 in a sum of their own."""
         a = torch.ones(16, 16384, device="cuda").to(E4M3)
         a[:, 0] = 448
         b = a.expand(2, 16, 16384).contiguous()
         one, ends = torch.ones(16, 1, device="cuda"), ends_of([16, 0])
         y = float8_grouped_matmul(a, one, b, one.expand(2, 16, 1).contiguous(), ends, F32, False)
-        assert ((y - (448**2 + 16383)).abs() <= 448**2 * 2.0**-12).all()
+        assert ((y - (448**2 + 16383)).abs() <= 128).all()
         ends = ends_of([16384, 0])
         scale = torch.ones(2, 16, device="cuda")
         y = float8_grouped_wgrad(a, scale, a, scale, ends, F32, False)
-        assert ((y[0] - (448**2 + 16383)).abs() <= 448**2 * 2.0**-12).all() and not y[1].any()
+        assert ((y[0] - (448**2 + 16383)).abs() <= 128).all() and not y[1].any()
 
     def test_scales_of_any_size(self) -> None:
         a, a_scale, b, b_scale, offsets = matmul_case(300, 256, 512, [100, 300])
