@@ -1,4 +1,4 @@
-// Products of float8 operands of experts: Consumer of byte_product.cuh, over tiles that CTAs find from the experts' ends.
+// Products of float8 operands of experts: Consumer of byte_consumer.cuh, over tiles that CTAs find from the experts' ends.
 //
 // What limits tiles of 128 rows of codes by 256 rows of x are the bytes that multiprocessors fetch from L2: 48 KiB for 1024 cycles of the matrix units, for
 // each of them. Two CTAs of a cluster therefore take tiles beside each other, that share rows of x, and fetch half of these for both: 32 KiB.
@@ -7,8 +7,9 @@
 //
 // The two warpgroups of a CTA work some stages apart from each other: while one stores its half of a tile, the other one multiplies, alone.
 #pragma once
-#include "cuda/byte_product.cuh"
+#include "cuda/byte_consumer.cuh"
 #include "cuda/experts.cuh"
+#include "cuda/fragments.cuh"
 #include "cuda/grid.h"
 #include "cuda/grouped_products.h"
 

@@ -53,8 +53,8 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def("force_product", [](int cluster, int held, int apart) { ao::bytes::forced_product = {cluster, held, apart}; },
         py::arg("cluster") = 0, py::arg("held") = 0, py::arg("apart") = -1,
-        "Of the products of experts: CTAs of a cluster, 1 or 2 (0 for the rule), how promoted ones hold codes in registers (1: for parts of 128 rows, 2: of 64), and the stages "
-        "between the warpgroups of a CTA, 0 to 3 (-1 for the rule).");
+        "Of the products of experts: CTAs of a cluster, 1 or 2 (0 for the rule), how promoted ones hold codes in registers (1: for parts of 128 "
+        "rows, 2: of 64), and the stages between the warpgroups of a CTA, 0 to 3 (-1 for the rule).");
 
   register_dequantize(m);
   register_float8_dynamic_grouped_linear(m);
