@@ -68,9 +68,9 @@ class Tile(NamedTuple):
         return f"{self.rows}/{self.cluster}{how}"
 
 
-TILES = [Tile(256, 2, apart=apart) for apart in (0, 1, 2, 3)]
-TILES += [Tile(256, 1, apart=1), Tile(128, 2, apart=0), Tile(128, 2, apart=2), Tile(128, 1)]
-HELD = [Tile(256, 2, held, apart) for held in (1, 2) for apart in (0, 1, 2)]  # promoted sums
+TILES = [Tile(256, cluster, apart=apart) for cluster in (1, 2) for apart in (0, 1, 2)]
+TILES += [Tile(128, cluster, apart=apart) for cluster in (1, 2) for apart in (0, 2)]
+HELD = [Tile(256, cluster, held, 1) for cluster in (1, 2) for held in (1, 2)]  # promoted sums
 
 
 def main() -> None:
