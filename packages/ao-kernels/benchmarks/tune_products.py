@@ -3,15 +3,13 @@ forward, dgrad and wgrad, beside torch._grouped_mm in bfloat16.
 
 python benchmarks/tune_products.py --seconds 40
 
-"cuda" takes the tile that it chooses; "256/2": tiles of 128 by 256, clusters of 2 CTAs; "h": codes
-held in registers, "h2" for parts of 64 rows; "-1": one stage between the warpgroups of a CTA.
-TFLOP/s are of the product, without casts. "uneven": sizes of experts differ.
+"cuda" takes the tile that it chooses, "cuda:256" one of 128 rows of codes by 256 of x. TFLOP/s are
+of the product, without casts. "uneven": sizes of experts differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -53,24 +51,7 @@ CASES = [
     Case(64, 2048, 1024, 16384, True),
     Case(128, 768, 2048, 32768, True),
 ]
-
-
-class Tile(NamedTuple):
-    """rows: of x; cluster: CTAs; held: codes in registers; apart: stages between warpgroups."""
-
-    rows: int
-    cluster: int
-    held: int = 0
-    apart: int = -1
-
-    def __str__(self) -> str:
-        how = ("", "h", "h2")[self.held] + (f"-{self.apart}" if self.apart >= 0 else "")
-        return f"{self.rows}/{self.cluster}{how}"
-
-
-TILES = [Tile(256, cluster, apart=apart) for cluster in (1, 2) for apart in (0, 1, 2)]
-TILES += [Tile(128, cluster, apart=apart) for cluster in (1, 2) for apart in (0, 2)]
-HELD = [Tile(256, cluster, held, 1) for cluster in (1, 2) for held in (1, 2)]  # promoted sums
+TILES = (128, 256)
 
 
 def main() -> None:
@@ -115,21 +96,21 @@ def products(case: Case) -> Iterator[tuple[str, dict[str, Call], Call]]:
             if kernel.backend != "cuda" and kernel.supports(*args) is None:
                 sides[kernel.name] = lambda k=kernel, args=args: k.run(*args)
         sides["cuda"] = lambda op=op, args=args: op(*args)
-        for tile in [*TILES, *(HELD if name != "forward" else [])]:
-            sides[str(tile)] = lambda op=op, args=args, tile=tile: with_tile(tile, op, args)
+        for tile in TILES:
+            sides[f"cuda:{tile}"] = lambda op=op, args=args, tile=tile: with_tile(tile, op, args)
         yield name, sides, lambda bf16=bf16: torch._grouped_mm(*bf16, offs=offsets)
 
 
-def with_tile(tile: Tile, op: Callable[..., Tensor], args: tuple[object, ...]) -> Tensor:
+def with_tile(tile: int, op: Callable[..., Tensor], args: tuple[object, ...]) -> Tensor:
     from ao_kernels import _cuda
 
-    with contextlib.ExitStack() as stack:
-        _cuda.force_grouped_tile(tile.rows)
-        stack.callback(_cuda.force_grouped_tile, 0)
-        _cuda.force_product(tile.cluster, tile.held, tile.apart)
-        stack.callback(_cuda.force_product)
-        stack.callback(force, force("cuda"))
+    _cuda.force_grouped_tile(tile)
+    before = force("cuda")
+    try:
         return op(*args)
+    finally:
+        force(before)
+        _cuda.force_grouped_tile(0)
 
 
 def report(

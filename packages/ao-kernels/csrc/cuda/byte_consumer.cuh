@@ -38,8 +38,6 @@ struct Tile {
   // Tokens that are multiplied together. 128 float32 sums of a thread leave room for 64 of the matrix units, not for 128.
   static constexpr int kPart = PROMOTES && BM > 128 ? 128 : BM;
   static_assert(!BLOCKS || kPart == BM);
-  // Codes of a stage are held in registers: shared memory is read for them once, not for each part. Redefined by tiles of several parts.
-  static constexpr bool kHolds = false;
   static constexpr int kRows = 64 * CONSUMERS, kThreads = 128 * (CONSUMERS + 1);
   // Registers a thread, moved from the producer's warpgroup to two consumers': 168 at launch.
   static constexpr bool kMovesRegisters = CONSUMERS == 2;
@@ -214,53 +212,18 @@ class Consumer {
   __device__ uint32_t codes_of(int stage) const { return ring_ + stage * T::kStage; }
   __device__ uint32_t tokens_of(int stage) const { return codes_of(stage) + T::kCodes; }
 
-  // The codes of this thread's rows, as wgmma wants them in registers.
-  __device__ void load_codes(uint32_t (&held)[kSteps][4], uint32_t codes) const {
-    const int r = warp_ * 16 + lane_ % 16;
-    codes += (warpgroup_ * 64 + r) * kStageK;
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s)
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(held[s][0]), "=r"(held[s][1]), "=r"(held[s][2]), "=r"(held[s][3])
-                   : "r"(codes + ((2 * s + lane_ / 16) ^ (r & 7)) * 16)
-                   : "memory");
-  }
-
-  // Part sums of STEPS times 32 input features of a stage, added to sum_. Meanwhile the other warpgroup multiplies or, where parts are small enough for
-  // two to be in registers, this one the next part.
+  // Part sums of STEPS times 32 input features of a stage, added to sum_. Meanwhile the other warpgroup multiplies.
   template <int TOKENS, int STEPS, class Release>
   __device__ void add_steps(int stage, int first, Release&& release) {
-    constexpr int kPart = T::kPart, kParts = TOKENS / kPart, kTogether = kPart == 64 && kParts > 1 ? 2 : 1;
-    constexpr bool kHeld = T::kHolds && STEPS == kSteps;
-    const uint32_t codes = codes_of(stage) + 32 * first;
-    uint32_t held[kHeld ? kSteps : 1][4];
-    if constexpr (kHeld) load_codes(held, codes);
-    Sum part_sum[kTogether][kPart / 2];
-    const auto start = [&](int part) {
-      const uint32_t tokens = tokens_of(stage) + part * kPart * kStageK + 32 * first;
-      Sum(&sums)[kPart / 2] = part_sum[part % kTogether];
-      if constexpr (kHeld) {
-        wgmma_fence();
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) WgmmaHeld<typename T::Kind, kPart>::run(sums, held[s], b_descriptor(tokens + 32 * s), s);
-        wgmma_commit();
-      } else {
-        multiply<kPart, STEPS>(sums, codes, tokens, 0);
-      }
-    };
-    start(0);
+    constexpr int kPart = T::kPart, kParts = TOKENS / kPart;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      if (kTogether == 2 && part + 1 < kParts) {
-        start(part + 1);
-        wgmma_wait<1>();
-      } else {
-        wgmma_wait<0>();
-      }
+      Sum part_sum[kPart / 2];
+      multiply<kPart, STEPS>(part_sum, codes_of(stage) + 32 * first, tokens_of(stage) + part * kPart * kStageK + 32 * first, 0);
+      wgmma_wait<0>();
       if (part == kParts - 1) release(stage);
 #pragma unroll
-      for (int i = 0; i < kPart / 2; ++i) sum_[part * kPart / 2 + i] += part_sum[part % kTogether][i];
-      if (kTogether == 1 && part + 1 < kParts) start(part + 1);
+      for (int i = 0; i < kPart / 2; ++i) sum_[part * kPart / 2 + i] += part_sum[i];
     }
   }
 

@@ -42,10 +42,8 @@ set(AO_CUDA_KERNELS
   grouped_large_int4
   grouped_large_int4_narrow
   grouped_products
-  grouped_products_fast_1
-  grouped_products_fast_2
-  grouped_products_promoted_1
-  grouped_products_promoted_2
+  grouped_products_fast
+  grouped_products_promoted
   grouped_small_bytes
   grouped_small_int4
   grouped_weight_only

@@ -1,10 +1,5 @@
 // Products of float8 operands of experts: Consumer of byte_consumer.cuh, over tiles that CTAs find from the experts' ends.
 //
-// What limits tiles of 128 rows of codes by 256 rows of x are the bytes that multiprocessors fetch from L2: 48 KiB for 1024 cycles of the matrix units, for
-// each of them. Two CTAs of a cluster therefore take tiles beside each other, that share rows of x, and fetch half of these for both: 32 KiB.
-//
-// A stage of the ring is filled by both CTAs, so it must have been given back in both: consumers tell both of them.
-//
 // The two warpgroups of a CTA work some stages apart from each other: while one stores its half of a tile, the other one multiplies, alone.
 #pragma once
 #include "cuda/byte_consumer.cuh"
@@ -15,15 +10,12 @@
 
 namespace ao::bytes {
 
-// HOLDS: as of ForcedProduct.
-template <int BM_, int STAGES_, bool PROMOTES_, int CLUSTER_, int HOLDS_>
+template <int BM_, int STAGES_, bool PROMOTES_>
 struct ProductTile : Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_> {
   using Base = Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_>;
-  static constexpr int CLUSTER = CLUSTER_;
-  static constexpr bool kHolds = HOLDS_ > 0;
-  static constexpr int kPart = HOLDS_ == 2 ? 64 : Base::kPart;
+  static constexpr int kBox = 128;             // rows of x that are fetched together
+  static constexpr int kApart = STAGES_ / 3;   // stages by which the first warpgroup is ahead of the other one
   static constexpr int kBuffers = 2;
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr int kEpilogue = store_bytes(Base::CONSUMERS, BM_, kBuffers);
   static constexpr int kTileScales = BM_ + 64 + 4;  // a warpgroup's: of rows of x, of its rows of codes, and where the tile lies
   static constexpr int kFullAt = Base::kRing + kEpilogue + 4 * Base::CONSUMERS * kTileScales, kUptoAt = kFullAt + 16 * STAGES_;
@@ -37,15 +29,14 @@ struct ProductGrid {
   int M, N, K;
   DType y_dtype;
   bool over_places;
-  int apart;  // stages by which the first warpgroup is ahead of the other one, fewer than there are
 };
 
 // Where a tile lies.
 struct Work {
-  int expert;           // E: the rows of no expert
-  int m, stop;          // first row of x in the expert's y, or in all of y, and where the rows end
-  int x_row, codes_row; // of the matrices
-  int first, size;      // of the sums: places or features
+  int expert;     // E: the rows of no expert
+  int m, stop;    // first row of x, and where the expert's rows end
+  int n, codes_row;  // first row of codes of the expert, and of the matrix
+  int first, size;   // of the sums: places or features
 
   // Whether rows of x fill no more than the first half of a tile of 256: then the other half is neither fetched nor multiplied.
   template <class T>
@@ -57,25 +48,24 @@ class Tiles {
  public:
   // `upto` (E + 1 ints) has been filled by count_tiles, unless sums run over places.
   __device__ Tiles(const ProductGrid& a, const Experts& experts, const int* upto) : a_(a), experts_(experts), upto_(upto) {
-    tiles_n_ = (a.N + T::kRows * T::CLUSTER - 1) / (T::kRows * T::CLUSTER);
+    tiles_n_ = (a.N + T::kRows - 1) / T::kRows;
     tiles_m_ = a.over_places ? (a.M + T::BM - 1) / T::BM : upto[experts.E];
   }
 
   __device__ int count() const { return tiles_m_ * tiles_n_ * (a_.over_places ? experts_.E : 1); }
 
-  // Tiles of a cluster lie beside each other; n: the first row of codes of this CTA's one.
-  __device__ Work at(int tile, int rank, int& n) const {
+  __device__ Work at(int tile) const {
     const int of_expert = tiles_m_ * tiles_n_;
     int expert = 0;
     if (a_.over_places) expert = tile / of_expert, tile %= of_expert;
     const TilePlace place = place_together(tile, tiles_m_, tiles_n_);
-    n = (place.n * T::CLUSTER + rank) * T::kRows;
+    const int n = place.n * T::kRows;
     if (a_.over_places) {
       const int begin = expert_begin(experts_, expert), end = expert_begin(experts_, expert + 1);
-      return {expert, place.m * T::BM, a_.M, place.m * T::BM, n, begin, max(end - begin, 0)};
+      return {expert, place.m * T::BM, a_.M, n, n, begin, max(end - begin, 0)};
     }
     const Rows rows = rows_of_tile(experts_, T::BM, upto_, place.m);
-    return {rows.expert, rows.first, rows.stop, rows.first, rows.expert * a_.N + n, 0, rows.expert == experts_.E ? 0 : a_.K};
+    return {rows.expert, rows.first, rows.stop, n, rows.expert * a_.N + n, 0, rows.expert == experts_.E ? 0 : a_.K};
   }
 
  private:
@@ -103,49 +93,42 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
                 const __grid_constant__ ProductGrid given, const __grid_constant__ Experts experts) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ uint8_t memory[];
-  constexpr int STAGES = T::STAGES, CLUSTER = T::CLUSTER, kShare = T::BM / CLUSTER;
-  constexpr uint16_t kEverybody = (1 << CLUSTER) - 1;
+  constexpr int STAGES = T::STAGES;
   const uint32_t ring = (shared_address(memory) + 1023) & ~1023u, buffer = ring + T::kRing;
   const uint32_t full = ring + T::kFullAt, empty = full + 8 * STAGES;
   uint8_t* const aligned = memory + (ring - shared_address(memory));
   int* const upto = reinterpret_cast<int*>(aligned + T::kUptoAt);
-  const int rank = blockIdx.x % CLUSTER;
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; ++s) {
       barrier_init(full + 8 * s, 1);
-      barrier_init(empty + 8 * s, 4 * T::CONSUMERS * CLUSTER);
+      barrier_init(empty + 8 * s, 4 * T::CONSUMERS);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   wait_for_earlier_grids();  // everything comes from them
   if (threadIdx.x < 32 && !given.over_places) count_tiles(experts, T::BM, upto);
   __syncthreads();
-  if constexpr (CLUSTER > 1) cluster_sync();  // the other CTA's barriers are there
   let_later_grids_start();
   const Tiles<T> tiles(given, experts, upto);
-  const int n_tiles = tiles.count(), step = gridDim.x / CLUSTER;
+  const int n_tiles = tiles.count();
 
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == T::CONSUMERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(T::kProducerRegisters));
     if (threadIdx.x == 128 * T::CONSUMERS) {
       int stage = 0, phase = 0;
-      for (int tile = blockIdx.x / CLUSTER; tile < n_tiles; tile += step) {
-        int n;
-        const Work work = tiles.at(tile, rank, n);
-        const bool half = CLUSTER > 1 && work.half<T>();  // one share: CTAs take turns
+      for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
+        const Work work = tiles.at(tile);
+        const bool half = work.half<T>();
         for (int k = 0; k < work.size; k += kStageK) {
           const uint32_t to = ring + stage * T::kStage;
           barrier_wait(empty + 8 * stage, phase ^ 1);
           barrier_expect(full + 8 * stage, T::kStage - (half ? T::kX / 2 : 0));
           load_box(to, &codes_map, work.first + k, work.codes_row, full + 8 * stage);
-          if constexpr (CLUSTER == 1) {
-            load_box(to + T::kCodes, &x_map, work.first + k, work.x_row, full + 8 * stage);
-          } else if (!half || k / kStageK % 2 == rank) {
-            const int share = half ? 0 : rank * kShare;
-            load_box_to(to + T::kCodes + share * kStageK, &x_map, work.first + k, work.x_row + share, full + 8 * stage, kEverybody);
-          }
+          load_box(to + T::kCodes, &x_map, work.first + k, work.m, full + 8 * stage);
+          if (T::BM > T::kBox && !half)
+            load_box(to + T::kCodes + T::kBox * kStageK, &x_map, work.first + k, work.m + T::kBox, full + 8 * stage);
           if (++stage == STAGES) stage = 0, phase ^= 1;
         }
       }
@@ -169,24 +152,17 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
       return found;
     };
     const auto release = [&](int s) {
-      const int to = threadIdx.x % 32;
-      if (to >= CLUSTER) return;
-      if constexpr (CLUSTER > 1) barrier_arrive_at(empty + 8 * s, to);
-      else barrier_arrive(empty + 8 * s);
+      if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * s);
     };
-    if (given.apart && warpgroup == 1 && blockIdx.x / CLUSTER < n_tiles) {
-      int n;
-      // Once is enough: they stay as far apart as they start. Where the first tile is short, this stage may never be filled.
-      if (tiles.at(blockIdx.x / CLUSTER, rank, n).size > given.apart * kStageK) barrier_wait(full + 8 * given.apart, 0);
-    }
-    for (int tile = blockIdx.x / CLUSTER; tile < n_tiles; tile += step) {
+    // Once is enough: they stay as far apart as they start. Where the first tile is short, this stage may never be filled.
+    if (warpgroup == 1 && blockIdx.x < n_tiles && tiles.at(blockIdx.x).size > T::kApart * kStageK) barrier_wait(full + 8 * T::kApart, 0);
+    for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
       int size;
       bool half;
       {
-        int n;
-        const Work work = tiles.at(tile, rank, n);
-        fetch_scales<T>(given, work, n + 64 * warpgroup, experts.E, scales_at);
-        if (threadIdx.x % 128 == 0) *place = {work.m, work.stop, n, work.expert};
+        const Work work = tiles.at(tile);
+        fetch_scales<T>(given, work, work.n + 64 * warpgroup, experts.E, scales_at);
+        if (threadIdx.x % 128 == 0) *place = {work.m, work.stop, work.n, work.expert};
         size = __shfl_sync(~0u, work.size, 0);
         half = work.half<T>();
       }
@@ -204,7 +180,6 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
           at.x, at.z, buffer, [&](float sum, int row, int part) { return sum * scales[row] * of_codes[part]; });
     }
   }
-  if constexpr (CLUSTER > 1) cluster_sync();  // nobody ends whose barriers the other CTA may still tell
 #endif
 }
 
@@ -213,62 +188,25 @@ struct ProductLaunch {
   ProductGrid args;
   Experts experts;
   int rows;           // of x, of a tile: 128 or 256
-  int64_t most_tiles; // of all clusters
-  int cluster;
-  int held;
+  int64_t most_tiles;
   int multiprocessors;
   bool early;
   cudaStream_t stream;
 };
 
-// How many clusters run at once: asked for once a device.
-template <auto KERNEL>
-cudaError_t clusters_at_once(int cluster, int threads, int shared, int* found) {
-  static std::atomic<int> of_device[64] = {};
-  int device = 0;
-  if (const cudaError_t error = cudaGetDevice(&device)) return error;
-  std::atomic<int>& known = of_device[device % 64];
-  *found = known.load(std::memory_order_relaxed);
-  if (*found) return cudaSuccess;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(cluster);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  if (const cudaError_t error = cudaOccupancyMaxActiveClusters(found, KERNEL, &config)) return error;
-  if (*found < 1) return cudaErrorLaunchOutOfResources;
-  known.store(*found, std::memory_order_relaxed);
-  return cudaSuccess;
-}
-
 template <class T>
 cudaError_t launch_product_tile(const ProductLaunch& l) {
   constexpr auto kernel = grouped_product<T>;
-  constexpr int kMostShared = T::kShared + 4 * (kMostExperts + 1);
-  if (const cudaError_t error = allow_shared_memory<kernel>(kMostShared)) return error;
-  int at_once = l.multiprocessors;
-  if constexpr (T::CLUSTER > 1)
-    if (const cudaError_t error = clusters_at_once<kernel>(T::CLUSTER, T::kThreads, kMostShared, &at_once)) return error;
-  const int clusters = static_cast<int>(l.most_tiles < at_once ? l.most_tiles : at_once);
-  Grid grid(clusters * T::CLUSTER, T::kThreads, T::kShared + 4 * (l.experts.E + 1), l.stream);
-  if constexpr (T::CLUSTER > 1) grid.cluster(T::CLUSTER);
+  if (const cudaError_t error = allow_shared_memory<kernel>(T::kShared + 4 * (kMostExperts + 1))) return error;
+  const int64_t blocks = l.most_tiles < l.multiprocessors ? l.most_tiles : l.multiprocessors;
+  Grid grid(static_cast<unsigned>(blocks), T::kThreads, T::kShared + 4 * (l.experts.E + 1), l.stream);
   if (l.early) grid.early();
   return grid.start(kernel, l.x_map, l.codes_map, l.args, l.experts);
 }
 
-template <bool PROMOTES, int CLUSTER>
+template <bool PROMOTES>
 cudaError_t launch_products(const ProductLaunch& l) {
-  if (l.rows == 128) return launch_product_tile<ProductTile<128, 6, PROMOTES, CLUSTER, 0>>(l);
-  if constexpr (PROMOTES)
-    switch (l.held) {
-      case 1: return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, 1>>(l);
-      case 2: return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, 2>>(l);
-    }
-  return launch_product_tile<ProductTile<256, 4, PROMOTES, CLUSTER, 0>>(l);
+  return l.rows == 128 ? launch_product_tile<ProductTile<128, 6, PROMOTES>>(l) : launch_product_tile<ProductTile<256, 4, PROMOTES>>(l);
 }
 
 }  // namespace ao::bytes

@@ -26,14 +26,6 @@ struct GroupedProduct {
   bool fast_accum;  // sums of any length stay in the matrix units; else they are added to float32 ones every 128 products
 };
 
-// In place of what the rules choose, for measurements.
-struct ForcedProduct {
-  int cluster = 0;     // CTAs of a cluster, 1 or 2; 0: the rules'
-  int held = 0;        // promoted sums: codes of a stage are held in registers, 1 for two parts of 128 rows, 2 for four of 64, of which two at once
-  int apart = -1;      // stages between the warpgroups of a CTA, 0 to 3; -1: the rules'
-};
-inline ForcedProduct forced_product;
-
 // Whether the kernel takes these sizes and addresses.
 bool takes(const GroupedProduct& product);
 

@@ -3,7 +3,6 @@
 #include "cuda/byte_product.h"
 #include "cuda/device.h"
 #include "cuda/experts.h"
-#include "cuda/grouped_products.h"
 #include "cuda/weight_only_large.h"
 #include "cuda/weight_only_small.h"
 #include "tensor.h"
@@ -50,11 +49,6 @@ PYBIND11_MODULE(_cuda, m) {
   register_adam_step(m);
   m.def("force_grouped_tile", [](int tokens) { ao::forced_tile = tokens; }, py::arg("tokens"),
         "Tokens of a tile of the grouped linears in place of those that the rules choose; 0 for those of the rules.");
-
-  m.def("force_product", [](int cluster, int held, int apart) { ao::bytes::forced_product = {cluster, held, apart}; },
-        py::arg("cluster") = 0, py::arg("held") = 0, py::arg("apart") = -1,
-        "Of the products of experts: CTAs of a cluster, 1 or 2 (0 for the rule), how promoted ones hold codes in registers (1: for parts of 128 "
-        "rows, 2: of 64), and the stages between the warpgroups of a CTA, 0 to 3 (-1 for the rule).");
 
   register_dequantize(m);
   register_float8_dynamic_grouped_linear(m);

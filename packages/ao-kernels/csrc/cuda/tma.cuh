@@ -22,15 +22,6 @@ __device__ inline void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// The barrier at this address in the cluster's CTA `rank`. Without .release.cluster, which is a MEMBAR.ALL.GPU, 1000 clocks each time: it is told of reads that have
-// ended, and of nothing written.
-__device__ inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
 __device__ inline void barrier_wait(uint32_t barrier, uint32_t phase) {
   asm volatile(
       "{.reg .pred p;\n"
@@ -45,14 +36,6 @@ __device__ inline void load_box(uint32_t to, const CUtensorMap* map, int column,
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
       "l"(map), "r"(column), "r"(row), "r"(barrier)
-      : "memory");
-}
-
-// The same to the same place in the CTAs of the cluster that `ranks` has bits of, and to their barriers.
-__device__ inline void load_box_to(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier, uint16_t ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(ranks)
       : "memory");
 }
 

@@ -2,12 +2,11 @@
 //
 //   Wgmma<N>             D(64, N) += A(64, 16) @ B(N, 16).T    bf16, A in registers, float32 sums
 //   WgmmaBytes<Kind, N>  D(64, N) += A(64, 32) @ B(N, 32).T    int8 with int32 sums or e4m3 with float32 sums, A in shared memory
-//   WgmmaHeld<E4m3, N>                                         the same with A in registers, N of 64 and 128
 //
 // In shared memory: rows of 128 bytes under the 128-byte swizzle, 1024-byte aligned groups of 8 rows, K-major.
 // D: thread (g = lane / 4, t = lane % 4) of warp w holds rows 16 w + g (d[4 j], d[4 j + 1]) and 16 w + g + 8 (d[4 j + 2], d[4 j + 3])
 // of columns 8 j + 2 t and 8 j + 2 t + 1. A in registers: a[0], a[2] are row g, k = 2 t and 2 t + 8 (pairs);
-// a[1], a[3] row g + 8; of bytes a[0] are k = 4 t to 4 t + 3, and a[2] those 16 further on.
+// a[1], a[3] row g + 8.
 #pragma once
 #include <cstdint>
 
@@ -108,23 +107,6 @@ AO_WGMMA(256, 128, 128, 129, 130, 131, 132, 133);
 AO_WGMMAS_BYTES(Int8, AO_INT, "s32.s8.s8", "");
 AO_WGMMAS_BYTES(E4m3, AO_FLOAT, "f32.e4m3.e4m3", ", 1, 1");
 
-template <class Kind, int N>
-struct WgmmaHeld;
-
-#define AO_WGMMA_HELD(N, R, A0, A1, A2, A3, B, P)                                                                 \
-  template <>                                                                                                    \
-  struct WgmmaHeld<E4m3, N> {                                                                                    \
-    __device__ static inline void run(float (&d)[R], const uint32_t (&a)[4], uint64_t b, int accumulate) {       \
-      asm volatile("{.reg .pred p; setp.ne.b32 p, %" #P ", 0; wgmma.mma_async.sync.aligned.m64n" #N              \
-                   "k32.f32.e4m3.e4m3 {" AO_S##R "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1;}" \
-                   : AO_D##R(AO_FLOAT, 0)                                                                        \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));                       \
-    }                                                                                                            \
-  }
-AO_WGMMA_HELD(64, 32, 32, 33, 34, 35, 36, 37);
-AO_WGMMA_HELD(128, 64, 64, 65, 66, 67, 68, 69);
-
-#undef AO_WGMMA_HELD
 #undef AO_WGMMAS_BYTES
 #undef AO_WGMMA_BYTES
 #undef AO_WGMMA

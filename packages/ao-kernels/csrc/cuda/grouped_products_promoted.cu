@@ -2,6 +2,6 @@
 
 namespace ao::bytes {
 
-template cudaError_t launch_products<true, 1>(const ProductLaunch&);
+template cudaError_t launch_products<true>(const ProductLaunch&);
 
 }  // namespace ao::bytes

@@ -2,6 +2,6 @@
 
 namespace ao::bytes {
 
-template cudaError_t launch_products<false, 2>(const ProductLaunch&);
+template cudaError_t launch_products<false>(const ProductLaunch&);
 
 }  // namespace ao::bytes

@@ -1,7 +1,0 @@
-#include "cuda/grouped_products.cuh"
-
-namespace ao::bytes {
-
-template cudaError_t launch_products<false, 1>(const ProductLaunch&);
-
-}  // namespace ao::bytes
