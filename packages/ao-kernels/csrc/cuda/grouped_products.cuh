@@ -13,8 +13,8 @@ namespace ao::bytes {
 template <int BM_, int STAGES_, bool PROMOTES_>
 struct ProductTile : Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_> {
   using Base = Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_>;
-  static constexpr int kBox = 128;             // rows of x that are fetched together
-  static constexpr int kApart = STAGES_ / 3;   // stages by which the first warpgroup is ahead of the other one
+  static constexpr int kBox = 128;            // rows of x that are fetched together
+  static constexpr int kApart = STAGES_ / 3;  // stages by which the first warpgroup is ahead of the other one
   static constexpr int kBuffers = 2;
   static constexpr int kEpilogue = store_bytes(Base::CONSUMERS, BM_, kBuffers);
   static constexpr int kTileScales = BM_ + 64 + 4;  // a warpgroup's: of rows of x, of its rows of codes, and where the tile lies
@@ -33,9 +33,9 @@ struct ProductGrid {
 
 // Where a tile lies.
 struct Work {
-  int expert;     // E: the rows of no expert
-  int m, stop;    // first row of x, and where the expert's rows end
-  int n, codes_row;  // first row of codes of the expert, and of the matrix
+  int expert;        // E: the rows of no expert
+  int m, stop;       // first row of x, and where the expert's rows end
+  int n, codes_row;  // first row of codes, of the expert's and of all
   int first, size;   // of the sums: places or features
 
   // Whether rows of x fill no more than the first half of a tile of 256: then the other half is neither fetched nor multiplied.
@@ -187,7 +187,7 @@ struct ProductLaunch {
   CUtensorMap x_map, codes_map;
   ProductGrid args;
   Experts experts;
-  int rows;           // of x, of a tile: 128 or 256
+  int rows;  // of x, of a tile: 128 or 256
   int64_t most_tiles;
   int multiprocessors;
   bool early;
