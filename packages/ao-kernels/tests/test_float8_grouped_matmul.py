@@ -105,7 +105,7 @@ class Products:
         offsets = torch.zeros(2, dtype=torch.int32)
         x = torch.randn(0, 32)
         a, a_scale, t, t_scale, ends = self.call(quantize_grouped_both, x, E4M3, offsets)
-        assert a.shape == (0, 32) and t.shape == (32, 32) and ends.tolist() == [0, 0]
+        assert a.shape == (0, 32) and t.shape == (32, 64) and ends.tolist() == [0, 0]
         b, b_scale, *_ = quantize_rowwise_both(torch.randn(2, 16, 32), E4M3)
         assert self.call(float8_grouped_matmul, a, a_scale, b, b_scale, offsets).shape == (0, 16)
         y = self.call(float8_grouped_wgrad, t, t_scale, t, t_scale, ends)
@@ -123,15 +123,17 @@ class TestOps(Products):
             codes, scale, transposed, scale_t, ends = quantize_grouped_both(*args)
             rows = quantize_rowwise_both(x, E4M3, False, "rows")
             assert_same_bits("rows", (codes, scale), rows[:2])
-            assert transposed.shape == (-(-K // 16) * 16, -(-M // 16) * 16 + 16 * E)
+            assert transposed.shape == (-(-K // 16) * 16, -(-M // 32) * 32 + 32 * E)
             start = 0
             for expert, tokens in spans(sizes[3]):
                 *_, wanted, wanted_scale = quantize_rowwise_both(x[tokens], E4M3)
                 end = int(ends[expert])
-                assert end % 16 == 0 and end - start == wanted.shape[1]
+                n = wanted.shape[1]
+                assert end % 32 == 0 and 0 <= end - start - n < 32
+                assert not transposed[:, start + n : end].view(torch.uint8).any()
                 assert_same_bits(
                     f"expert {expert}",
-                    (transposed[:, start:end].contiguous(), scale_t[expert][:, None]),
+                    (transposed[:, start : start + n].contiguous(), scale_t[expert][:, None]),
                     (wanted, wanted_scale),
                 )
                 start = end

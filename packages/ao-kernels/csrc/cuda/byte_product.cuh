@@ -9,7 +9,7 @@
 // with its part of K, and add up through distributed shared memory in the order of their ranks: bits repeat.
 //
 // int8: sums are int32, exact. float8: the matrix units keep about 14 bits of a sum; it is added to a float32 one every 128
-// input features.
+// input features, unless the tile says otherwise.
 //
 // Early launch: the grid in front quantizes the tokens, started by the same call; chain.h says why nobody can be writing weights
 // any more when this one starts. They are fetched at once, up to a ring of them; tokens and their scales come after
@@ -17,54 +17,14 @@
 #pragma once
 #include <cuda.h>
 
-#include <type_traits>
-
-#include "cuda/floats.cuh"
+#include "cuda/byte_consumer.cuh"
 #include "cuda/fragments.cuh"
-#include "cuda/tile_store.cuh"
-#include "cuda/tma.cuh"
-#include "cuda/wgmma.cuh"
 
 namespace ao::bytes {
 
 using namespace ao::large;
 
-constexpr int kStageK = 128;     // input features a stage: the bytes of a row under the swizzle
 constexpr int kGroupTiles = 8;   // tiles of tokens that are worked off together, so that tokens and weights stay in L2
-
-struct ProductArgs {
-  const float* x_scale;  // (M), one for all (x_scale_stride 0), or of blocks: (ceil(K / 128), x_scale_stride)
-  const void* scale;     // (N) or one for all (scale_stride 0), f32 or bf16; of blocks: (ceil(N / block_n), ceil(K / 128)) f32
-  const void* bias;      // (N) or nullptr
-  void* y;               // (M, N)
-  int M, N, K;
-  int x_scale_stride, scale_stride;
-  int block_n;
-  int split;
-  DType scale_dtype, bias_dtype, y_dtype;
-};
-
-// CONSUMERS: warpgroups of 64 output features. BLOCKS: scales of groups of 128. CTAS: of a multiprocessor.
-template <class Kind_, int CONSUMERS_, int BM_, int STAGES_, int CTAS_, bool BLOCKS_>
-struct Tile {
-  using Kind = Kind_;
-  using Sum = typename Kind::Sum;
-  static constexpr int CONSUMERS = CONSUMERS_, BM = BM_, STAGES = STAGES_, CTAS = CTAS_;
-  static constexpr bool BLOCKS = BLOCKS_;
-  static constexpr int kRows = 64 * CONSUMERS, kThreads = 128 * (CONSUMERS + 1);
-  // Registers a thread, moved from the producer's warpgroup to two consumers': 168 at launch.
-  static constexpr bool kMovesRegisters = CONSUMERS == 2;
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  static_assert(!kMovesRegisters || CTAS == 1);
-  static constexpr int kCodes = kRows * kStageK, kX = BM * kStageK, kStage = kCodes + kX;
-  static constexpr int kScales = BLOCKS ? 4 * BM : 0;  // of the tokens of a stage
-  static constexpr int kRing = STAGES * kStage;
-  static constexpr int kEpilogue = store_bytes(CONSUMERS, BM);
-  static constexpr int kPitch = kRows + 4;             // sums of a token of a part; 2 * kPitch % 32 == 8: no bank conflicts
-  static constexpr bool kSplits = BM * kPitch * 4 <= kRing && BM <= 128;
-  static constexpr int kShared = 1024 + kRing + kEpilogue + STAGES * kScales + 16 * STAGES;
-  static_assert(kX % 1024 == 0);
-};
 
 struct Place {
   int m, n;
@@ -84,143 +44,6 @@ __device__ inline void store_value(void* y, DType dtype, int64_t at, float v) {
     default: static_cast<float*>(y)[at] = v;
   }
 }
-
-// Scale and bias of an output feature.
-template <class T>
-struct Feature {
-  float scale, bias;
-  __device__ Feature(const ProductArgs& a, int n) {
-    n = min(n, a.N - 1);
-    scale = T::BLOCKS ? 1.0f : load_float(a.scale, a.scale_dtype, int64_t{n} * a.scale_stride);
-    bias = a.bias ? load_float(a.bias, a.bias_dtype, n) : 0.0f;
-  }
-  // The scale of a weight comes first: it is an ordinary number, that of a token may be the smallest or the largest there is.
-  __device__ float finished(typename T::Sum sum, float x_scale) const {
-    const float v = static_cast<float>(sum);
-    return T::BLOCKS ? v + bias : fmaf(v * scale, x_scale, bias);
-  }
-};
-
-template <class T>
-__device__ inline float token_scale(const ProductArgs& a, int m) {
-  return T::BLOCKS ? 1.0f : a.x_scale[min(m, a.M - 1) * a.x_scale_stride];
-}
-
-template <class T>
-class Consumer {
- public:
-  using Sum = typename T::Sum;
-  static constexpr int BM = T::BM;
-
-  __device__ Consumer(const ProductArgs& a, int warpgroup)
-      : a_(a), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32 % 4), warpgroup_(warpgroup), t_(lane_ % 4), g_(lane_ / 4) {}
-
-  // Row of the tile that this thread holds.
-  __device__ int row(int part) const { return warpgroup_ * 64 + warp_ * 16 + g_ + 8 * part; }
-
-  __device__ void clear() {
-#pragma unroll
-    for (int i = 0; i < BM / 2; ++i) sum_[i] = 0;
-  }
-
-  __device__ void multiply(Sum (&d)[BM / 2], uint32_t codes, uint32_t x, int accumulate) {
-    wgmma_fence();
-#pragma unroll
-    for (int s = 0; s < kStageK / 32; ++s)
-      WgmmaBytes<typename T::Kind, BM>::run(d, b_descriptor(codes + warpgroup_ * 64 * kStageK + 32 * s),
-                                            b_descriptor(x + 32 * s), accumulate | s);
-    wgmma_commit();
-  }
-
-  // All stages of [first, last). Stages are given back when `release` is called with them.
-  template <class Wait, class Release>
-  __device__ void run(int n0, int first, int last, Wait&& wait, Release&& release) {
-    if constexpr (std::is_integral_v<Sum>) {
-      int before = -1;
-      for (int block = first; block < last; ++block) {
-        const int stage = wait();
-        multiply(sum_, codes_of(stage), tokens_of(stage), block > first);
-        wgmma_wait<1>();
-        if (before >= 0) release(before);
-        before = stage;
-      }
-      wgmma_wait<0>();
-      if (before >= 0) release(before);
-      if (first >= last) clear();
-    } else {
-      clear();
-      for (int block = first; block < last; ++block) {
-        float scale[2];
-        if constexpr (T::BLOCKS) {
-#pragma unroll
-          for (int part = 0; part < 2; ++part) {
-            const int n = min(n0 + row(part), a_.N - 1);
-            scale[part] = static_cast<const float*>(a_.scale)[n / a_.block_n * a_.scale_stride + block];
-          }
-        }
-        const int stage = wait();
-        Sum part_sum[BM / 2];
-        multiply(part_sum, codes_of(stage), tokens_of(stage), 0);
-        wgmma_wait<0>();
-        if constexpr (T::BLOCKS) {
-#pragma unroll
-          for (int j = 0; j < BM / 8; ++j) {
-            float x[2];
-            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                         : "=f"(x[0]), "=f"(x[1]) : "r"(scales_ + stage * T::kScales + 4 * (8 * j + 2 * t_)));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sum_[4 * j + i] = fmaf(part_sum[4 * j + i] * scale[i / 2], x[i % 2], sum_[4 * j + i]);
-          }
-          release(stage);
-        } else {
-          release(stage);
-#pragma unroll
-          for (int i = 0; i < BM / 2; ++i) sum_[i] += part_sum[i];
-        }
-      }
-    }
-  }
-
-  __device__ void store(int m0, int n0, uint32_t buffer) {
-    const Feature<T> features[2] = {{a_, n0 + row(0)}, {a_, n0 + row(1)}};
-    if (a_.y_dtype == DType::f32) {
-#pragma unroll
-      for (int i = 0; i < BM / 2; ++i) {
-        const int m = m0 + i / 4 * 8 + 2 * t_ + i % 2, part = i / 2 % 2, n = n0 + row(part);
-        if (m < a_.M && n < a_.N)
-          static_cast<float*>(a_.y)[int64_t{m} * a_.N + n] = features[part].finished(sum_[i], token_scale<T>(a_, m));
-      }
-      return;
-    }
-    const auto pair = [&](int j, int part) {
-      const int m = m0 + 8 * j + 2 * t_;
-      return pack_two(a_.y_dtype, features[part].finished(sum_[4 * j + 2 * part], token_scale<T>(a_, m)),
-                      features[part].finished(sum_[4 * j + 2 * part + 1], token_scale<T>(a_, m + 1)));
-    };
-    store_tile<BM>(static_cast<uint16_t*>(a_.y), a_.M, a_.N, m0, n0 + warpgroup_ * 64, warpgroup_, buffer, pair);
-  }
-
-  // parts[token][row] of this CTA.
-  __device__ void store_part(uint32_t parts) const {
-#pragma unroll
-    for (int i = 0; i < BM / 2; ++i) {
-      const int token = i / 4 * 8 + 2 * t_ + i % 2;
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(parts + 4 * (token * T::kPitch + row(i / 2 % 2))),
-                   "r"(*reinterpret_cast<const uint32_t*>(&sum_[i]))
-                   : "memory");
-    }
-  }
-
-  uint32_t ring_ = 0, scales_ = 0;  // where the stages lie, and the scales of their tokens
-
- private:
-  __device__ uint32_t codes_of(int stage) const { return ring_ + stage * T::kStage; }
-  __device__ uint32_t tokens_of(int stage) const { return codes_of(stage) + T::kCodes; }
-
-  const ProductArgs& a_;
-  int lane_, warp_, warpgroup_, t_, g_;
-  Sum sum_[BM / 2];
-};
 
 // The sums of a tile, each CTA of the cluster a share of them.
 template <class T>

@@ -12,6 +12,8 @@ set(AO_CUDA_OPS
   float8_dynamic_grouped_linear
   float8_dynamic_linear
   float8_grouped_linear
+  float8_grouped_matmul
+  float8_grouped_wgrad
   float8_linear
   float8_static_linear
   int4_grouped_linear
@@ -39,6 +41,9 @@ set(AO_CUDA_KERNELS
   grouped_large_bytes
   grouped_large_int4
   grouped_large_int4_narrow
+  grouped_products
+  grouped_products_fast
+  grouped_products_promoted
   grouped_small_bytes
   grouped_small_int4
   grouped_weight_only

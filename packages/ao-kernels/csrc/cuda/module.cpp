@@ -15,6 +15,8 @@ void register_dequantize(py::module_& m);
 void register_float8_dynamic_grouped_linear(py::module_& m);
 void register_float8_dynamic_linear(py::module_& m);
 void register_float8_grouped_linear(py::module_& m);
+void register_float8_grouped_matmul(py::module_& m);
+void register_float8_grouped_wgrad(py::module_& m);
 void register_float8_linear(py::module_& m);
 void register_float8_static_linear(py::module_& m);
 void register_int4_grouped_linear(py::module_& m);
@@ -52,6 +54,8 @@ PYBIND11_MODULE(_cuda, m) {
   register_float8_dynamic_grouped_linear(m);
   register_float8_dynamic_linear(m);
   register_float8_grouped_linear(m);
+  register_float8_grouped_matmul(m);
+  register_float8_grouped_wgrad(m);
   register_float8_linear(m);
   register_float8_static_linear(m);
   register_int4_grouped_linear(m);

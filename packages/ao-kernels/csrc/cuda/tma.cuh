@@ -59,6 +59,11 @@ __device__ inline void load_bulk(uint32_t to, const void* from, int bytes, uint3
                : "memory");
 }
 
+// The first 0 or 4 bytes of four, the rest zeros, by this thread's own asynchronous copies (cp.async.wait_all).
+__device__ inline void copy_or_zero(uint32_t to, const float* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
 __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }

@@ -4,7 +4,7 @@ that it takes in any case; 0 for any number. The other ops ignore it."""
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 def device_refusal(device: int) -> str: ...
 def most_token_values(device: int) -> int: ...
@@ -156,6 +156,28 @@ def float8_grouped_linear(
     block_k: int,
     offsets: Tensor,
     bias: Tensor | None = None,
+    /,
+) -> Tensor: ...
+def float8_grouped_matmul(
+    n_threads: int,
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    offsets: Tensor,
+    out_dtype: dtype | None = None,
+    fast_accum: bool = False,
+    /,
+) -> Tensor: ...
+def float8_grouped_wgrad(
+    n_threads: int,
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    ends: Tensor,
+    out_dtype: dtype | None = None,
+    fast_accum: bool = False,
     /,
 ) -> Tensor: ...
 def int4_grouped_linear(

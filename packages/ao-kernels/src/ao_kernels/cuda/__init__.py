@@ -11,6 +11,8 @@ KERNELS = (
     "float8_dynamic_grouped_linear",
     "float8_dynamic_linear",
     "float8_grouped_linear",
+    "float8_grouped_matmul",
+    "float8_grouped_wgrad",
     "float8_linear",
     "float8_static_linear",
     "int4_grouped_linear",

@@ -114,6 +114,27 @@ def bytes_refusal(
     return _byte_refusal(x.device.index) or None
 
 
+def product_refusal(a: Tensor, b: Tensor, ends: Tensor) -> str | None:
+    """Why the CUDA kernel of products of experts takes no such operands, or None.
+
+    a (M, K), b (E, N, K) with ends of rows, or b (N, K) with ends of the K places that the
+    products of each expert are summed over."""
+    for codes in (a, b):
+        if codes.dtype != torch.float8_e4m3fn:
+            return f"codes have dtype {codes.dtype}; the CUDA kernels take torch.float8_e4m3fn"
+    if a.numel() == 0 or b.numel() == 0:
+        return "there are no values"
+    (M, K), N, E = a.shape, b.shape[-2], len(ends)
+    if K % 16:
+        return f"rows have {K} codes; the CUDA kernels take multiples of 16"
+    if E > MOST_EXPERTS:
+        return f"there are {E} experts; the CUDA kernels take up to {MOST_EXPERTS}"
+    tiles = -(-N // 128) * (E * -(-M // 128) if b.dim() == 2 else M // 128 + E + 1)
+    if max(M, K, E * N, tiles) >= 2**30:
+        return f"{M} x {K} by {E} x {N} x {K} codes are too many for the CUDA kernels"
+    return _byte_refusal(a.device.index) or None
+
+
 # torch.compile asks for reasons too, and cannot look into a compiled function.
 @torch.compiler.assume_constant_result
 def _byte_refusal(index: int) -> str:

@@ -42,7 +42,8 @@ def float8_grouped_wgrad(
     Args:
         a: (N, P), b: (K, P), each float8_e4m3fn or float8_e5m2, any strides.
         a_scale: (E, N), b_scale: (E, K) float32.
-        ends: (E,) int32, ascending: the end of each expert's places, multiples of 16.
+        ends: (E,) int32, ascending: the end of each expert's places, multiples of 32. Places
+            of no token hold zero codes, as ``quantize_grouped_both`` leaves them.
         out_dtype: torch.bfloat16 (None), torch.float16 or torch.float32.
         fast_accum: as of ``float8_matmul``.
 

@@ -4,7 +4,7 @@
     x_MK[m, k] ~ codes_KP[k, p] * scale_EK[e, k]        p the place of token m of expert e
 
 M tokens sorted by expert, K features, E experts, P places of tokens: those of an expert start at a
-multiple of 16, behind the padded tokens of the experts before.
+multiple of 32, behind the padded tokens of the experts before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from ao_core.numerics import quantize_blocks
 from ao_kernels.ops import directions
 from ao_kernels.ops.experts import rows_of
 from ao_kernels.registry import op
+
+PLACES = 32  # what an expert's places are padded to: a float8 matrix instruction sums over 32
 
 
 @op(
@@ -38,8 +40,9 @@ def quantize_grouped_both(
 
     with max8 the largest finite value of the dtype and tiny the smallest normal float32; see
     docs/numerics.md. Features count as padded with zeros to K16, and, transposed, the tokens of
-    each expert to a multiple of 16, as torch._scaled_grouped_mm wants them: P = M16 + 16 E places
-    are enough for any offsets. The host never waits for them on a GPU.
+    each expert to a multiple of 32, so that no step of a product over places is of two experts
+    (torch._scaled_grouped_mm wants multiples of 16): P = M32 + 32 E places are enough for any
+    offsets. The host never waits for them on a GPU.
 
     Args:
         x: (M, K) float32, bfloat16 or float16, any strides. float64 runs the reference, and is
@@ -51,7 +54,7 @@ def quantize_grouped_both(
 
     Returns:
         codes (M16, K16) and scale (M16, 1) of all rows; codes (K16, P) and scale (E, K16) of the
-        columns, and the ends (E,) int32 of the experts' places, multiples of 16. Places of no
+        columns, and the ends (E,) int32 of the experts' places, multiples of 32. Places of no
         token are 0 (NaN beside codes of a NaN scale; 0 behind the last end). Contiguous; those
         that are not wanted are empty. A row, or the column of an expert, that holds NaN or inf has
         a NaN scale and NaN codes. Every kernel gives the same bits.
@@ -77,7 +80,7 @@ def quantize_grouped_both(
         tiny = quantize(x.new_zeros(1, 1))[1]
         scale_t.copy_(tiny.expand(E, codes_t.shape[0]))
         for expert, rows in rows_of(x, offsets):
-            ready = directions.pad(x[rows])
+            ready = _pad(x[rows])
             found, scale_K = quantize(ready.mT)
             end = int(ends[expert])
             codes_t[:, end - ready.shape[0] : end] = found
@@ -87,15 +90,25 @@ def quantize_grouped_both(
 
 def n_places(M: int, E: int) -> int:
     """P: places that M tokens of E experts take at most."""
-    return directions.padded(M) + directions.PADDING * E
+    return padded_places(M) + PLACES * E
 
 
 def places_of(offsets: Tensor, M: int) -> Tensor:
     """The ends of the experts' places, padded, of the ends of their tokens."""
     upto = offsets.clamp(0, M).cummax(0).values
     counts = upto.diff(prepend=upto.new_zeros(1))
-    step = directions.PADDING
-    return ((counts + step - 1) // step * step).cumsum(0).to(torch.int32)
+    return ((counts + PLACES - 1) // PLACES * PLACES).cumsum(0).to(torch.int32)
+
+
+def padded_places(n: int) -> int:
+    """n tokens of an expert rounded up to :data:`PLACES`."""
+    return (n + PLACES - 1) // PLACES * PLACES
+
+
+def _pad(x: Tensor) -> Tensor:
+    """(n, K) -> (n32, K16) float32 with zeros."""
+    ready = directions.pad(x)
+    return torch.nn.functional.pad(ready, (0, 0, 0, padded_places(x.shape[0]) - ready.shape[0]))
 
 
 @quantize_grouped_both.check

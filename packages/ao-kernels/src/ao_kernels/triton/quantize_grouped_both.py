@@ -1,6 +1,6 @@
 """Tokens of experts to float8 in both directions, in Triton.
 
-M tokens, K features, E experts, P places of tokens, each expert's from a multiple of 16 on. By
+M tokens, K features, E experts, P places of tokens, each expert's from a multiple of 32 on. By
 rows a program quantizes whole tokens (``quantize_rowwise``). Transposed, tiles are of places: four
 places of a word are of one expert, which is found by comparing the place with the ends of all.
 ``_places`` makes these; then x is read for the largest magnitude of each expert's columns, and once
@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ao_kernels.ops.directions import PADDING, padded
-from ao_kernels.ops.quantize_grouped_both import n_places, quantize_grouped_both
+from ao_kernels.ops.directions import padded
+from ao_kernels.ops.quantize_grouped_both import PLACES, n_places, quantize_grouped_both
 from ao_kernels.triton import codes, launch, tiles
 from ao_kernels.triton.directions import store_words
 from ao_kernels.triton.quantize_rowwise import row_launch, row_refusal
@@ -26,7 +26,7 @@ _ROWS = 128  # places of a tile
 _COLUMNS = 64
 _WARPS = 4
 _BLOCK = 1024  # elements of a program of _places and _scales
-_STEP = tl.constexpr(PADDING)
+_STEP = tl.constexpr(PLACES)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -97,7 +97,7 @@ def _column_peaks(
         wanted = k < tl.where(first < E, columns, 0)
         tl.atomic_max(row, tl.max(size, 0), mask=wanted, sem="relaxed")
     else:
-        # All words of a step of 16 places are of one expert.
+        # All words of a step of 32 places are of one expert.
         GROUPS: tl.constexpr = BLOCK_M // _STEP
         WORDS: tl.constexpr = _STEP // 4
         largest = tl.max(tl.reshape(size, (GROUPS, WORDS, BLOCK_K)), 1)
