@@ -1,6 +1,4 @@
 // Products of float8 operands of experts: Consumer of byte_consumer.cuh, over tiles that CTAs find from the experts' ends.
-//
-// The two warpgroups of a CTA work some stages apart from each other: while one stores its half of a tile, the other one multiplies, alone.
 #pragma once
 #include "cuda/byte_consumer.cuh"
 #include "cuda/experts.cuh"
@@ -13,8 +11,7 @@ namespace ao::bytes {
 template <int BM_, int STAGES_, bool PROMOTES_>
 struct ProductTile : Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_> {
   using Base = Tile<E4m3, 2, BM_, STAGES_, 1, false, PROMOTES_>;
-  static constexpr int kBox = 128;            // rows of x that are fetched together
-  static constexpr int kApart = STAGES_ / 3;  // stages by which the first warpgroup is ahead of the other one
+  static constexpr int kBox = 128;  // rows of x that are fetched together
   static constexpr int kBuffers = 2;
   static constexpr int kEpilogue = store_bytes(Base::CONSUMERS, BM_, kBuffers);
   static constexpr int kTileScales = BM_ + 64 + 4;  // a warpgroup's: of rows of x, of its rows of codes, and where the tile lies
@@ -154,8 +151,6 @@ grouped_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant
     const auto release = [&](int s) {
       if (threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * s);
     };
-    // Once is enough: they stay as far apart as they start. Where the first tile is short, this stage may never be filled.
-    if (warpgroup == 1 && blockIdx.x < n_tiles && tiles.at(blockIdx.x).size > T::kApart * kStageK) barrier_wait(full + 8 * T::kApart, 0);
     for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
       int size;
       bool half;
