@@ -2,10 +2,11 @@
 in plain torch, which keep both moments in float32 and round them after each step.
 
     python benchmarks/imitated_moments.py --steps 400 --seeds 0,1
-    python benchmarks/imitated_moments.py --preset cpu --steps 20 --sides AdamW4bit,both
+    python benchmarks/imitated_moments.py --preset cpu --steps 20 --sides "AdamW4bit,both dithered"
 
-The model, text and schedule are those of train_llama.py. "both" is AdamW4bit itself in float32: it
-tells whether the imitation can be trusted.
+The model, text and schedule are those of train_llama.py. "both dithered" is AdamW4bit itself in
+float32: it tells whether the imitation can be trusted. "both", "first" and "second" go to the
+nearest; "stochastic" takes random bits.
 """
 
 from __future__ import annotations
@@ -32,29 +33,21 @@ DEEP = 1.6 ** torch.arange(-15, 1.0)  # values of exp_avg_sq over a wider range
 
 
 def nearest(x: Tensor, *, signed: bool, step: int) -> Tensor:
-    """As the kernels round."""
+    """As the kernels round without a dither."""
     codes, scale = quantize_moment(x, bits=4, signed=signed, block_size=BLOCK)
     blocks = dequantize_moment(codes, scale, bits=4, signed=signed, block_size=BLOCK)
     return blocks.view(-1)[: x.numel()].view_as(x)
 
 
-def midpoint(x: Tensor, *, signed: bool, step: int) -> Tensor:
-    """To the value that is nearest: the kernels' cells end elsewhere where their width changes."""
-    return stochastic(x, signed=signed, step=step, share=lambda part: (part > 0.5).float())
-
-
-def stochastic(
-    x: Tensor, *, signed: bool, step: int, values: Tensor | None = None, share: Any = torch.clone
-) -> Tensor:
-    """To one of the two values beside x, so that the mean is x between the first and the last.
-    `share` turns the part of the way to the upper one into its share."""
+def stochastic(x: Tensor, *, signed: bool, step: int, values: Tensor | None = None) -> Tensor:
+    """To one of the two values beside x, so that the mean is x between the first and the last."""
     known = torch.unique(code_values(4, signed=signed) if values is None else values).to(x.device)
     blocks = torch.nn.functional.pad(x.reshape(-1), (0, -x.numel() % BLOCK)).view(-1, BLOCK)
     scale = (blocks.abs().amax(1, keepdim=True) / known[-1]).clamp_min(2.0**-126)
     y = (blocks / scale).clamp(known[0].item(), known[-1].item())
     above = torch.searchsorted(known, y, right=True).clamp(1, len(known) - 1)
     low, high = known[above - 1], known[above]
-    upper = torch.rand_like(y) < share((y - low) / (high - low))
+    upper = torch.rand_like(y) < (y - low) / (high - low)
     rounded = torch.where(upper, high, low) * scale
     return rounded.view(-1)[: x.numel()].view_as(x)
 
@@ -101,7 +94,7 @@ def powers(x: Tensor, *, signed: bool, step: int) -> Tensor:
 
 
 def dithered(x: Tensor, *, signed: bool, step: int) -> Tensor:
-    """As the kernels do."""
+    """As the kernels do in a step."""
     (dither,) = dither_starts([step], [0])
     options = {"bits": 4, "signed": signed, "block_size": BLOCK}
     codes, scale = quantize_moment(x, dither=dither, **options)
@@ -112,7 +105,6 @@ ROUNDINGS = {
     "both": (nearest, nearest),
     "first": (nearest, None),
     "second": (None, nearest),
-    "both midpoint": (midpoint, midpoint),
     "both dithered": (dithered, dithered),
     "first dithered": (dithered, None),
     "second dithered": (None, dithered),

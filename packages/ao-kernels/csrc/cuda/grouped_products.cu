@@ -2,7 +2,6 @@
 #include "cuda/grouped_products.cuh"
 
 #include <climits>
-#include <cmath>
 
 #include "cuda/tensor_map.h"
 
