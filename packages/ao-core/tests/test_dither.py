@@ -91,7 +91,7 @@ def test_the_mean_over_all_dithers(map_: Map) -> None:
 
 @maps
 def test_the_mean_over_elements(map_: Map) -> None:
-    """256 elements in a row, in any step, anywhere: shares are within 1.5 % of those of all words."""
+    """256 elements in a row, in any step, anywhere: within 1.5 % of the share of all words."""
     for step, offset in ((1, 0), (100_000, 12_345_678_901)):
         (start,) = dither_starts([step], [offset])
         for size in map_.grid().abs()[:3000:17].tolist():
