@@ -16,8 +16,11 @@ from torch.autograd.function import once_differentiable
 from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
 from ao_core.report import Report, Row
 
+from .cast_cache import WeightCodes
 from .config import Float8LinearConfig
 from .grouped_products import float8_grouped_mm, grouped_mm_of
+from .linear import plan_of
+from .operands import Codes
 from .wrapped import WrappedParameter, local_of, unwrapped, with_local
 
 __all__ = ["Float8Experts", "convert_experts_to_float8_training", "float8_grouped_mm"]
@@ -31,13 +34,34 @@ class Float8Experts(WrappedParameter):
 
     gathered: by FSDP2, which frees the memory behind forward. Codes for backward would stay, of all
     experts on every rank: they are cast again instead.
+
+    Views of a parameter share `codes`, which `weight_cache="step"` keeps until the parameter
+    changes, and `root`, the memory of the first of them. What is written through any of them comes
+    by `_written`; what is written to the memory, as into a state dict, counts the version of `root`.
     """
 
-    def __init__(self, inner: Tensor, config: Float8LinearConfig, gathered: bool = False) -> None:
+    def __init__(
+        self,
+        inner: Tensor,
+        config: Float8LinearConfig,
+        gathered: bool = False,
+        base: "Float8Experts | None" = None,
+    ) -> None:
         self.plain, self.config, self.gathered = inner, config, gathered
+        self.codes = WeightCodes() if base is None else base.codes
+        self.root = inner if base is None else base.root
 
     def _like(self, inner: Tensor, *, shares_memory: bool) -> "Float8Experts":
-        return Float8Experts(inner, self.config, self.gathered and shares_memory)
+        if not shares_memory:
+            return Float8Experts(inner, self.config)
+        return Float8Experts(inner, self.config, self.gathered, self)
+
+    def _written(self) -> None:
+        self.codes.drop()
+
+    def _kept(self, w_ENK: Tensor) -> Codes:
+        """The codes of w, a view of this memory, in both directions."""
+        return self.codes.cast(w_ENK, plan_of(self.config), source=self.root)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         return ["plain"], (self.config, self.gathered)
@@ -144,7 +168,9 @@ def _grouped(
         )
     config = w_EKN.config
     holds = config.weight_cache != "off" and not w_EKN.gathered
-    y = grouped_mm_of(x, _Plain.apply(w_EKN).mT, offs, config, holds=holds)
+    keeps = config.weight_cache == "step" and holds and not torch.compiler.is_compiling()
+    kept = w_EKN._kept if keeps else None
+    y = grouped_mm_of(x, _Plain.apply(w_EKN).mT, offs, config, holds=holds, kept=kept)
     return y if out_dtype is None else y.to(out_dtype)
 
 

@@ -64,8 +64,17 @@ class WrappedParameter(Tensor):
             return t.plain
 
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            if func in _VIEWS:
+                with torch.inference_mode(False):  # an inference tensor cannot be told its memory
+                    return cls.__torch_dispatch__(func, types, args, kwargs)
+            if func._can_decompose():  # as `mT`, which else comes here as views
+                return func.decompose(*args, **kwargs)
         plain = tree_map_only(WrappedParameter, unwrap, (args, kwargs))
-        found = func(*plain[0], **plain[1])
+        if func is aten.detach.default:
+            found = owners[0].plain  # itself, so that one memory has one version
+        else:
+            found = func(*plain[0], **plain[1])
         if func._schema.is_mutable:
             for owner in owners:
                 owner._written()
