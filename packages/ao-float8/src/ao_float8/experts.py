@@ -36,8 +36,8 @@ class Float8Experts(WrappedParameter):
     experts on every rank: they are cast again instead.
 
     Views of a parameter share `codes`, which `weight_cache="step"` keeps until the parameter
-    changes, and `root`, the memory of the first of them. What is written through any of them comes
-    by `_written`; what is written to the memory, as into a state dict, counts the version of `root`.
+    changes, and `root`, the memory of the first of them, whose version counts what is written: to
+    the memory itself, as by what loads into a state dict, or through any of the views.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class Float8Experts(WrappedParameter):
         return Float8Experts(inner, self.config, self.gathered, self)
 
     def _written(self) -> None:
-        self.codes.drop()
+        if not self.root.is_inference():
+            torch.autograd.graph.increment_version(self.root)
 
     def _kept(self, w_ENK: Tensor) -> Codes:
         """The codes of w, a view of this memory, in both directions."""
