@@ -203,9 +203,7 @@ def test_parameters_of_one_tensor() -> None:
     one, other = Experts(), Experts()
     for model in (one, other):
         model.up, model.down = nn.Parameter(w), down
-        convert_experts_to_float8_training(
-            model, config=emulated("rowwise", weight_cache="step")
-        )
+        convert_experts_to_float8_training(model, config=emulated("rowwise", weight_cache="step"))
     y = other(inputs())
     assert torch.equal(y, one(inputs()))
     with torch.no_grad():
