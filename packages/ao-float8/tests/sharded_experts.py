@@ -328,8 +328,8 @@ def spread(layers: Model, E: int) -> Part:
 
 
 def check_kept_codes() -> None:
-    """With weight_cache="step" the second pass of a step casts no weight that is a rank's own, under
-    DDP and expert parallel; what FSDP2 gathers keeps no codes. Bits are as without."""
+    """With weight_cache="step" a second pass casts no weight that is a rank's own, under DDP and
+    expert parallel; what FSDP2 gathers keeps no codes. Bits are as without."""
     from torch.nn.parallel import DistributedDataParallel
 
     E = 2 * dist.get_world_size()

@@ -40,6 +40,9 @@ class Float8Experts(WrappedParameter):
     the memory itself, as by what loads into a state dict, or through any of the views.
     """
 
+    codes: WeightCodes
+    root: Tensor
+
     def __init__(
         self,
         inner: Tensor,
