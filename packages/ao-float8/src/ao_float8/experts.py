@@ -237,7 +237,8 @@ def convert_experts_to_float8_training(
     For models that multiply experts by `torch.nn.functional.grouped_mm`, as those of Transformers
     do. Build the optimizer afterwards: parameters are new objects.
 
-    config               None: the recipe "rowwise"; "rowwise_with_gw_hp" is the other
+    config               None: the recipe "rowwise"; "rowwise_with_gw_hp" is the other. With
+                         weight_cache="step" parameters keep their codes until they change
     parameter_filter_fn  parameter_filter_fn(module, name of the parameter) says which are
                          converted; None: all
 
