@@ -155,16 +155,18 @@ class WeightCodes:
         if _is_uncounted(source):
             return cast(w, plan.weight_dtype, plan, "both", is_weight=True)
         part = self._part(w, plan, source)
-        if part not in self._codes:
-            self._codes[part] = cast(w, plan.weight_dtype, plan, "both", is_weight=True)
-        return self._codes[part]
+        codes = self._codes.get(part)
+        if codes is None:
+            codes = self._codes[part] = cast(w, plan.weight_dtype, plan, "both", is_weight=True)
+        return codes
 
     def cast_by_scale(self, w_NK: Tensor, plan: Plan, outputs: str) -> Codes:
         """The codes of w; only its scale is kept."""
         if _is_uncounted(w_NK):
             return cast(w_NK, plan.weight_dtype, plan, outputs, is_weight=True)
         part = self._part(w_NK, plan, w_NK)
-        scale = self._codes[part].row_scale if part in self._codes else None
+        found = self._codes.get(part)
+        scale = None if found is None else found.row_scale
         codes = cast(w_NK, plan.weight_dtype, plan, outputs, scale=scale, is_weight=True)
         if scale is None:
             nothing = codes.rows.new_empty(0)
