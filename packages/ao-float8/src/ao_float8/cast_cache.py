@@ -187,7 +187,7 @@ class WeightCodes:
         if self._state != state or self._source is None or self._source() is not source:
             self.drop()
             self._state, self._source = state, weakref.ref(source)
-        return (w.storage_offset(), w.shape, w.stride(), plan)
+        return plan if w is source else (w.storage_offset(), w.shape, w.stride(), plan)
 
 
 def _is_uncounted(source: Tensor) -> bool:
