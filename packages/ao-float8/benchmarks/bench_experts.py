@@ -85,6 +85,8 @@ def eager_ms(run: Run, passes: int, on_gpu: bool) -> float:
 
 
 def captured(run: Run) -> Run:
+    run()  # compiles, chooses algorithms
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = run()
