@@ -32,10 +32,12 @@ def mixtral() -> MixtralForCausalLM:
     return MixtralForCausalLM(config)
 
 
-def converted() -> MixtralForCausalLM:
+def converted(cache: str = "pass") -> MixtralForCausalLM:
     model = mixtral()
     config = Float8LinearConfig.from_recipe_name("rowwise")
-    convert_experts_to_float8_training(model, config=dataclasses.replace(config, emulate=True))
+    convert_experts_to_float8_training(
+        model, config=dataclasses.replace(config, emulate=True, weight_cache=cache)
+    )
     return model
 
 

@@ -66,6 +66,18 @@ def test_mixture_of_experts_sharded() -> None:
     run_two_processes(moe_training.train_sharded)
 
 
+def test_codes_of_experts_behind_a_low_bit_optimizer() -> None:
+    """Its kernels write to weights whose codes are kept."""
+    import moe_training
+
+    (found, losses), (wanted, exact) = (
+        moe_training.trained(moe_training.converted(cache)) for cache in ("step", "pass")
+    )
+    assert losses == exact and losses[-1] < losses[0] - 0.3
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.filterwarnings("ignore")  # of Transformers under a compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mixture_of_experts_compiled(dtype: torch.dtype) -> None:

@@ -8,6 +8,7 @@ import io
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from layers import computed
 from parallel_training import same
 from sharded_training import device, equal, ordinary_reports, trained_by, values
 from torch import Tensor, nn
@@ -65,10 +66,17 @@ class Model(nn.Module):
         return self.experts(F.linear(x, w, self.router.bias.to(x.dtype)), offsets)
 
 
-def model(E: int, kind: type[Experts] = Experts, dtype: torch.dtype = torch.float32) -> Model:
+def model(
+    E: int,
+    kind: type[Experts] = Experts,
+    dtype: torch.dtype = torch.float32,
+    *,
+    cache: str = "pass",
+) -> Model:
     made = Model(E, kind).to(device(), dtype)
     if kind is Experts:
-        convert_experts_to_float8_training(made, config=trained_by("rowwise"))
+        config = trained_by("rowwise", weight_cache=cache)
+        convert_experts_to_float8_training(made, config=config)
     return made
 
 
@@ -296,6 +304,50 @@ def check_expert_parallel() -> None:
         assert all(isinstance(local(p), Float8Experts) for p in spread.parameters())
 
 
+class Part(nn.Module):
+    """The experts of this rank, with their tokens."""
+
+    def __init__(self, experts: Experts, E: int) -> None:
+        super().__init__()
+        self.experts, self.n = experts, E // dist.get_world_size()
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        start = self.n * dist.get_rank()
+        first, *ends = [0, *offsets.tolist()][start : start + self.n + 1]
+        own = torch.tensor(ends, dtype=torch.int32, device=x.device) - first
+        return self.experts(x[first : ends[-1]], own)
+
+
+def spread(layers: Model, E: int) -> Part:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = dist.device_mesh.init_device_mesh(device(), (dist.get_world_size(),))
+    for name, p in list(layers.experts.named_parameters()):
+        setattr(layers.experts, name, nn.Parameter(distribute_tensor(p, mesh, [Shard(0)])))
+    return Part(layers.experts, E)
+
+
+def check_kept_codes() -> None:
+    """With weight_cache="step" a second pass casts no weight that is a rank's own, under DDP and
+    expert parallel; what FSDP2 gathers keeps no codes. Bits are as without."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    E = 2 * dist.get_world_size()
+    for wrap, n_casts in (
+        (lambda layers: DistributedDataParallel(layers), 2 * 2),
+        (lambda layers: spread(layers, E), 2 * 2),
+        (sharded, 2 * 2 * 2 * 2),  # forward and backward of each pass
+    ):
+        wanted = trained(wrap(model(E)), E, torch.float32)
+        layers = wrap(model(E, cache="step"))
+        with computed() as shapes:
+            found = trained(layers, E, torch.float32)
+        assert equal(found, wanted)
+        assert sum(len(shape) == 3 for shape in shapes) == n_casts
+        if wrap is sharded:
+            assert not any(local(p).codes.nbytes for p in layers.experts.parameters())
+
+
 def check_order() -> None:
     """Experts become float8 before they are sharded."""
     layers = sharded(Model(3, Experts).to(device()))
@@ -315,6 +367,7 @@ EXPERT_CHECKS = (
     check_checkpoint_of_experts,
     check_meta_frozen_and_empty,
     check_expert_parallel,
+    check_kept_codes,
     check_order,
 )
 

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from layers import EMULATED
+from layers import EMULATED, counted
 from torch import Tensor, nn
 
 from ao_float8 import Float8Linear, Float8LinearConfig, convert_to_float8_training
@@ -190,3 +190,90 @@ def test_experts_that_hold_nothing_and_are_compiled(recipe: str) -> None:
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert torch.equal(one, two)
+
+
+class Experts(nn.Module):
+    """One product of experts, of 500 tokens."""
+
+    def __init__(self, cache: str, recipe: str = "rowwise") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w = nn.Parameter(torch.randn(4, 96, 128, device="cuda").bfloat16())
+        config = dataclasses.replace(RECIPES[recipe], weight_cache=cache)
+        convert_experts_to_float8_training(self, config=config)
+        self.offsets = torch.tensor([100, 100, 350, 500], dtype=torch.int32, device="cuda")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.grouped_mm(x, self.w.mT, offs=self.offsets)
+
+
+def tokens(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(500, 128, generator=generator).cuda().bfloat16()
+
+
+@pytest.mark.parametrize("recipe", ["rowwise", "rowwise_with_gw_hp"])
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_experts_are_cast_once_a_step(recipe: str, options: dict[str, bool]) -> None:
+    """With weight_cache="step", and bits are those of casting them in every pass."""
+    results = []
+    for cache in ("pass", "step"):
+        experts = Experts(cache, recipe)
+        optimizer = torch.optim.AdamW(experts.parameters(), lr=1e-2, **options)
+        found = []
+        for step in range(3):
+            with counted() as casts:
+                for part in range(3):
+                    x = tokens(3 * step + part)
+                    dy = tokens(99)[:, :96].contiguous()
+                    found += checked(experts, x, dy)
+            assert len(casts) == (cache == "step")
+            experts.w.grad = found[-1]
+            optimizer.step()
+        results.append([*found, experts.w.detach().clone()])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def checked(experts: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
+    found = results(experts, x, dy)
+    assert [t.shape for t in found] == [dy.shape, x.shape, experts.w.shape]
+    return found
+
+
+def test_codes_of_experts_do_not_serve_graphs_and_other_streams() -> None:
+    """A replay casts the weights that it finds."""
+    experts, x, dy = Experts("step"), tokens(0), tokens(1)[:, :96].contiguous()
+    results(experts, x, dy)
+    other = torch.cuda.Stream()
+    other.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(other), counted() as casts:
+        results(experts, x, dy)
+    assert len(casts) == 1
+    torch.cuda.current_stream().wait_stream(other)
+    graph = torch.cuda.CUDAGraph()
+    with counted() as casts, torch.cuda.graph(graph):
+        found = results(experts, x, dy)
+    assert len(casts) == 1
+    for _ in range(2):
+        with torch.no_grad():
+            experts.w.mul_(2)
+        graph.replay()
+        for one, two in zip(found, results(experts, x, dy), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_experts_never_make_the_host_wait() -> None:
+    experts, x, dy = Experts("step"), tokens(0), tokens(1)[:, :96].contiguous()
+    results(experts, x, dy)
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(2):
+                results(experts, x, dy)
+                with torch.no_grad():
+                    experts.w.mul_(2)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

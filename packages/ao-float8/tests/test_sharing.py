@@ -185,6 +185,36 @@ def test_a_scale_is_found_once_a_step(N: int) -> None:
     assert module._weight_codes.nbytes == 4
 
 
+def test_codes_of_inference_mode_do_not_serve_training() -> None:
+    """Backward cannot save them."""
+    module, x = layer(32, 48, emulated(weight_cache="step")), torch.randn(24, 32)
+    with torch.inference_mode():
+        y = module(x)
+        with counted() as casts:
+            assert torch.equal(module(x), y)
+        assert not any(is_weight for _, is_weight in casts)
+    assert micro_batches(module, 2) == 1
+
+
+def test_changes_of_a_weight_that_fsdp_gathers_are_seen() -> None:
+    """As of any other, before it is sharded."""
+    config = emulated(weight_cache="step", enable_fsdp_float8_all_gather=True)
+    module, x = layer(32, 48, config), torch.randn(24, 32)
+    for change in (
+        lambda: module.weight.add_(1),
+        lambda: module.weight.detach().mul_(2),
+        lambda: module.weight.view(-1).mul_(2),
+        lambda: module.state_dict()["weight"].mul_(2),
+    ):
+        with torch.no_grad():
+            y = module(x)
+            change()
+            z = module(x)
+        assert not torch.equal(y, z)
+        assert torch.equal(z, Float8Linear.from_float(module.to_float(), emulated())(x))
+    module.to(torch.bfloat16)
+
+
 class Raw(torch.optim.Optimizer):
     """Writes past the version, as optimizers with their own kernels do."""
 

@@ -1,5 +1,7 @@
 """Codes that are used again: those of the last input, of the last gradient, and of weights.
 
+N output features, K input features, E experts.
+
 q, k and v read one tensor, gate and up another, and layers whose outputs are added receive one
 gradient. Each thread keeps the codes of the last input and of the last gradient: as long as that
 tensor lives, is not changed in place, and nothing else was cast since.
@@ -118,6 +120,8 @@ class WeightCodes:
     and by steps of any `torch.optim.Optimizer`, which may write past the version. Writing to
     `parameter.data` outside of an optimizer is not seen: call `drop()`, or train with
     `weight_cache="pass"`. Copies and pickles of a module have an empty one.
+
+    Parts of a parameter, as slices of experts, have codes of their own beside each other.
     """
 
     steps = 0  # of all optimizers, once `count_steps` was called
@@ -127,9 +131,9 @@ class WeightCodes:
 
     def drop(self) -> None:
         """Forget the codes."""
-        self._key: tuple[Any, ...] | None = None
-        self._weight: weakref.ref[Tensor] | None = None
-        self._codes: Codes | None = None
+        self._state: tuple[Any, ...] | None = None
+        self._source: weakref.ref[Tensor] | None = None
+        self._codes: dict[tuple[Any, ...], Codes] = {}  # by part of the weight
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightCodes":
         return WeightCodes()
@@ -140,45 +144,55 @@ class WeightCodes:
     @property
     def nbytes(self) -> int:
         """Of the codes and scales that are kept."""
-        return sum(t.nbytes for t in self._codes) if self._codes else 0
+        return sum(t.nbytes for codes in self._codes.values() for t in codes)
 
-    def cast(self, w_NK: Tensor, plan: Plan) -> Codes:
-        """The codes of w, in both directions."""
-        if _is_uncounted(w_NK):
-            return cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
-        found = self._found(w_NK, plan)
-        if found is None:
-            found = cast(w_NK, plan.weight_dtype, plan, "both", is_weight=True)
-            self._codes = found
-        return found
+    def cast(self, w: Tensor, plan: Plan, *, source: Tensor) -> Codes:
+        """The codes of w (N, K), or of experts (E, N, K), in both directions.
+
+        source: the tensor whose identity and version say whether w has changed: the one that w is a
+        view of, or w itself.
+        """
+        if _is_uncounted(source):
+            return cast(w, plan.weight_dtype, plan, "both", is_weight=True)
+        part = self._part(w, plan, source)
+        codes = self._codes.get(part)
+        if codes is None:
+            codes = self._codes[part] = cast(w, plan.weight_dtype, plan, "both", is_weight=True)
+        return codes
 
     def cast_by_scale(self, w_NK: Tensor, plan: Plan, outputs: str) -> Codes:
         """The codes of w; only its scale is kept."""
         if _is_uncounted(w_NK):
             return cast(w_NK, plan.weight_dtype, plan, outputs, is_weight=True)
-        found = self._found(w_NK, plan)
+        part = self._part(w_NK, plan, w_NK)
+        found = self._codes.get(part)
         scale = None if found is None else found.row_scale
         codes = cast(w_NK, plan.weight_dtype, plan, outputs, scale=scale, is_weight=True)
         if scale is None:
             nothing = codes.rows.new_empty(0)
-            self._codes = Codes(nothing, codes.row_scale, nothing, codes.row_scale.new_empty(0))
+            kept = Codes(nothing, codes.row_scale, nothing, codes.row_scale.new_empty(0))
+            self._codes[part] = kept
         return codes
 
-    def _found(self, w_NK: Tensor, plan: Plan) -> Codes | None:
-        """What is kept of w as it is now; else None, and what is kept next is of w."""
+    def _part(self, w: Tensor, plan: Plan, source: Tensor) -> tuple[Any, ...]:
+        """Under which the codes of w are kept; those that are outdated are gone behind this."""
         count_steps()
-        stream = _stream_of(w_NK.get_device()) if w_NK.is_cuda else 0
-        key = (w_NK._version, w_NK.data_ptr(), WeightCodes.steps, plan, stream)
-        if self._key == key and self._weight is not None and self._weight() is w_NK:
-            return self._codes
-        self.drop()
-        self._key, self._weight = key, weakref.ref(w_NK)
-        return None
+        state = (
+            source._version,
+            w.untyped_storage().data_ptr(),
+            WeightCodes.steps,
+            _stream_of(w.get_device()) if w.is_cuda else 0,
+            torch.is_inference_mode_enabled(),  # codes of which backward cannot save
+        )
+        if self._state != state or self._source is None or self._source() is not source:
+            self.drop()
+            self._state, self._source = state, weakref.ref(source)
+        return plan if w is source else (w.storage_offset(), w.shape, w.stride(), plan)
 
 
-def _is_uncounted(w_NK: Tensor) -> bool:
+def _is_uncounted(source: Tensor) -> bool:
     """Without a version, or in a CUDA graph that is captured: a replay casts again."""
-    return bool(w_NK.is_inference() or (w_NK.is_cuda and _is_capturing()))
+    return bool(source.is_inference() or (source.is_cuda and _is_capturing()))
 
 
 @functools.cache

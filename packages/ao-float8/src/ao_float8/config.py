@@ -50,7 +50,9 @@ class Float8LinearConfig(AOBaseConfig):
                                         of several passes a step only the first looks for it;
                                         tensorwise only
                                 "step"  both directions until the weight changes: 2 bytes a
-                                        parameter, for gradient accumulation and recomputation
+                                        parameter, for gradient accumulation and recomputation;
+                                        not under torch.compile, and not of experts that FSDP2
+                                        has gathered
                                 "off"   nothing
     recompute_casts             inputs are saved as they are, and cast again in backward. Less
                                 memory under torch.compile(options=compile_options()), where none

@@ -16,8 +16,11 @@ from torch.autograd.function import once_differentiable
 from ao_core.errors import ConfigError, ConversionError, UnsupportedOpError
 from ao_core.report import Report, Row
 
+from .cast_cache import WeightCodes
 from .config import Float8LinearConfig
 from .grouped_products import float8_grouped_mm, grouped_mm_of
+from .linear import plan_of
+from .operands import Codes
 from .wrapped import WrappedParameter, local_of, unwrapped, with_local
 
 __all__ = ["Float8Experts", "convert_experts_to_float8_training", "float8_grouped_mm"]
@@ -31,13 +34,38 @@ class Float8Experts(WrappedParameter):
 
     gathered: by FSDP2, which frees the memory behind forward. Codes for backward would stay, of all
     experts on every rank: they are cast again instead.
+
+    Views of a parameter share `codes`, which `weight_cache="step"` keeps until the parameter
+    changes, and `root`, the memory of the first of them, whose version counts what is written: to
+    the memory itself, as by what loads into a state dict, or through any of the views.
     """
 
-    def __init__(self, inner: Tensor, config: Float8LinearConfig, gathered: bool = False) -> None:
+    codes: WeightCodes
+    root: Tensor
+
+    def __init__(
+        self,
+        inner: Tensor,
+        config: Float8LinearConfig,
+        gathered: bool = False,
+        base: "Float8Experts | None" = None,
+    ) -> None:
         self.plain, self.config, self.gathered = inner, config, gathered
+        self.codes = WeightCodes() if base is None else base.codes
+        self.root = inner if base is None else base.root
 
     def _like(self, inner: Tensor, *, shares_memory: bool) -> "Float8Experts":
-        return Float8Experts(inner, self.config, self.gathered and shares_memory)
+        if not shares_memory:
+            return Float8Experts(inner, self.config)
+        return Float8Experts(inner, self.config, self.gathered, self)
+
+    def _written(self) -> None:
+        if not self.root.is_inference():
+            torch.autograd.graph.increment_version(self.root)
+
+    def _kept(self, w_ENK: Tensor) -> Codes:
+        """The codes of w, a view of this memory, in both directions."""
+        return self.codes.cast(w_ENK, plan_of(self.config), source=self.root)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         return ["plain"], (self.config, self.gathered)
@@ -144,7 +172,9 @@ def _grouped(
         )
     config = w_EKN.config
     holds = config.weight_cache != "off" and not w_EKN.gathered
-    y = grouped_mm_of(x, _Plain.apply(w_EKN).mT, offs, config, holds=holds)
+    keeps = config.weight_cache == "step" and holds and not torch.compiler.is_compiling()
+    kept = w_EKN._kept if keeps else None
+    y = grouped_mm_of(x, _Plain.apply(w_EKN).mT, offs, config, holds=holds, kept=kept)
     return y if out_dtype is None else y.to(out_dtype)
 
 
@@ -207,7 +237,8 @@ def convert_experts_to_float8_training(
     For models that multiply experts by `torch.nn.functional.grouped_mm`, as those of Transformers
     do. Build the optimizer afterwards: parameters are new objects.
 
-    config               None: the recipe "rowwise"; "rowwise_with_gw_hp" is the other
+    config               None: the recipe "rowwise"; "rowwise_with_gw_hp" is the other. With
+                         weight_cache="step" parameters keep their codes until they change
     parameter_filter_fn  parameter_filter_fn(module, name of the parameter) says which are
                          converted; None: all
 

@@ -36,7 +36,8 @@ class _Amax:
     parameter. Where it may be outdated it is unknown, on every rank alike: behind a step of any
     optimizer, and a change in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory  # of the parameter
         self.value: Tensor | None = None
         self.steps = -1
         self.group: Any = None  # over which the weight is sharded, once FSDP2 has said so
@@ -52,7 +53,7 @@ class ShardedWeight(WrappedParameter):
     """A weight, or the shard of one, that FSDP2 gathers as codes."""
 
     def __init__(self, inner: Tensor, plan: Plan, amax: _Amax | None = None) -> None:
-        self.plain, self.plan, self.largest = inner, plan, _Amax() if amax is None else amax
+        self.plain, self.plan, self.largest = inner, plan, amax or _Amax(inner)
         count_steps()
 
     def _like(self, inner: Tensor, *, shares_memory: bool) -> "ShardedWeight":
@@ -61,6 +62,9 @@ class ShardedWeight(WrappedParameter):
 
     def _written(self) -> None:
         self.largest.set(None)
+        memory = self.largest.memory
+        if not memory.is_inference():  # whose version WeightCodes looks at
+            torch.autograd.graph.increment_version(memory)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         return ["plain"], self.plan

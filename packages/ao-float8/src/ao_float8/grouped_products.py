@@ -10,6 +10,7 @@ of the experts' tokens. With e the expert of token m:
 Scales are of rows: a token, or an expert's feature. The tokens of an expert need no padding.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from ao_kernels.ops import (
 
 from .config import Float8LinearConfig
 from .hardware import check_device
+from .operands import Codes
 
 __all__ = ["float8_grouped_mm"]
 
@@ -40,7 +42,9 @@ def float8_grouped_mm(
     w_ENK    (E, N, K) of the same dtype; for (E, K, N) give `w.mT`
     offsets  (E,) int32, ascending: the end of each expert's tokens. What is behind the last end
              gives zeros
-    config   None: the recipe "rowwise". "rowwise_with_gw_hp" is the other that experts have
+    config   None: the recipe "rowwise". "rowwise_with_gw_hp" is the other that experts have.
+             weight_cache="step" is "pass" here: it is converted parameters that keep codes
+             (`convert_experts_to_float8_training`)
 
     Returns (M, N) in the dtype of x. ConfigError for other scalings, TypeError for dtypes,
     ValueError for shapes that do not fit, RuntimeError on devices that cannot multiply float8.
@@ -50,9 +54,19 @@ def float8_grouped_mm(
 
 
 def grouped_mm_of(
-    x: Tensor, w_ENK: Tensor, offsets: Tensor, config: Float8LinearConfig, *, holds: bool
+    x: Tensor,
+    w_ENK: Tensor,
+    offsets: Tensor,
+    config: Float8LinearConfig,
+    *,
+    holds: bool,
+    kept: Callable[[Tensor], Codes] | None = None,
 ) -> Tensor:
-    """`float8_grouped_mm`. holds: codes of w, until backward; else w is saved and cast again."""
+    """`float8_grouped_mm`.
+
+    holds  codes of w, until backward; else w is saved and cast again
+    kept   gives the codes of w in both directions, where some are kept
+    """
     _check(x, w_ENK, offsets, config)
     check_device(config.scaling, x.device, emulate=config.emulate)
     device = x.device.type
@@ -60,8 +74,8 @@ def grouped_mm_of(
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype, holds)
-    return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype, holds)
+            return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype, holds, kept)
+    return _GroupedProducts.apply(x, w_ENK, offsets, config, dtype, holds, kept)
 
 
 def _check(x: Tensor, w_ENK: Tensor, offsets: Tensor, config: Float8LinearConfig) -> None:
@@ -95,6 +109,7 @@ class _GroupedProducts(torch.autograd.Function):
         config: Float8LinearConfig,
         dtype: torch.dtype,
         holds: bool,
+        kept: Callable[[Tensor], Codes] | None,
     ) -> Tensor:
         needs_x, needs_w = ctx.needs_input_grad[:2]
         M, (_, N, K) = x.shape[0], w_ENK.shape
@@ -103,8 +118,11 @@ class _GroupedProducts(torch.autograd.Function):
         x8 = quantize_grouped_both(
             x, config.input_dtype, offsets, p2, "both" if columns else "rows"
         )
-        outputs = "both" if needs_x and holds else "rows"
-        w8 = quantize_rowwise_both(w_ENK, config.weight_dtype, p2, outputs)
+        if kept is not None:
+            w8 = kept(w_ENK)
+        else:
+            outputs = "both" if needs_x and holds else "rows"
+            w8 = quantize_rowwise_both(w_ENK, config.weight_dtype, p2, outputs)
         multiply = _multiply(float8_grouped_matmul, config, offsets)
         y = multiply(x8[0][:M], x8[1][:M], w8[0], w8[1], offsets, dtype, config.use_fast_accum)
         exact = x.to(dtype) if needs_w and not columns else None
@@ -140,7 +158,7 @@ class _GroupedProducts(torch.autograd.Function):
             # torch's product takes rows of multiples of 16 bytes
             dy, x_saved = (F.pad(t, (0, -t.shape[1] % 8)) for t in (dy, x_saved))
             dw = F.grouped_mm(dy.t(), x_saved, offs=offsets)[:, :N, :K].to(ctx.dtypes[1])
-        return dx, dw, None, None, None, None
+        return dx, dw, None, None, None, None, None
 
 
 def _multiply(op: Any, config: Float8LinearConfig, x: Tensor) -> Any:

@@ -209,7 +209,7 @@ def _forward(
     if isinstance(w_NK, CastTensor):  # FSDP2 frees it behind forward: nothing is held
         w8, holds = codes_of(w_NK, "rows"), False
     elif kept is not None and plan.weight_cache == "step" and not is_compiling():
-        w8, holds = kept.cast(w_NK, plan), True
+        w8, holds = kept.cast(w_NK, plan, source=w_NK), True
     else:
         holds = needs_x and _holds_weight(plan, M, N)
         outputs = "both" if holds else "rows"

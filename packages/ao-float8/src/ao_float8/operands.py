@@ -1,9 +1,9 @@
 """Operands of a training step as codes, and their products, for each kind of scaling.
 
-M tokens, N output features, K input features. A product multiplies rows by rows, and an operand is
-cast in the directions that its products need: `rows` of a tensor (R, C) are codes (R, C), `columns`
-are codes of the transposed tensor (C, R), each with a scale of its own. Codes are padded with zeros
-to multiples of 16, so products are, too; `product` cuts them.
+M tokens, N output features, K input features, E experts. A product multiplies rows by rows, and an
+operand is cast in the directions that its products need: `rows` of a tensor (R, C) are codes
+(R, C), `columns` are codes of the transposed tensor (C, R), each with a scale of its own. Codes are
+padded with zeros to multiples of 16, so products are, too; `product` cuts them.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,8 @@ def cast(
     scale: Tensor | None = None,
     is_weight: bool = False,
 ) -> Codes:
-    """(R, C) to codes: `outputs` is "rows", "columns" or "both".
+    """(R, C) to codes: `outputs` is "rows", "columns" or "both". Rowwise also (E, R, C), expert
+    by expert.
 
     scale: one float32 element, for tensorwise scaling, if it is known; others find their own.
     """

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["WrappedParameter", "local_of", "unwrapped", "with_local"]
 
@@ -36,7 +36,7 @@ class WrappedParameter(Tensor):
         raise NotImplementedError
 
     def _written(self) -> None:
-        """The values have changed in place."""
+        """The values have changed in place, through this."""
 
     def _stable_hash_for_caching(self) -> str:  # under which compilers keep what they made
         return f"{type(self).__qualname__}{self.__tensor_flatten__()}"  # type: ignore[attr-defined]
@@ -64,10 +64,19 @@ class WrappedParameter(Tensor):
             return t.plain
 
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            if func in _VIEWS:
+                with torch.inference_mode(False):  # an inference tensor cannot be told its memory
+                    return cls.__torch_dispatch__(func, types, args, kwargs)
+            if func._can_decompose():  # as `mT`, which else comes here as views
+                return func.decompose(*args, **kwargs)
         plain = tree_map_only(WrappedParameter, unwrap, (args, kwargs))
-        found = func(*plain[0], **plain[1])
+        if func is aten.detach.default:
+            found = owners[0].plain  # itself, so that one memory has one version
+        else:
+            found = func(*plain[0], **plain[1])
         if func._schema.is_mutable:
-            for owner in owners:
+            for owner in _written_by(func, args, kwargs):
                 owner._written()
         elif func in _VIEWS or func in _COPIES:
             like, shares = owners[0]._like, func in _VIEWS
@@ -75,6 +84,16 @@ class WrappedParameter(Tensor):
         else:
             return found
         return return_and_correct_aliasing(func, args, kwargs, found)
+
+
+def _written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[WrappedParameter]:
+    """Of the arguments, those that an operation changes in place."""
+    found = []
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            found += [t for t in tree_leaves(value) if isinstance(t, WrappedParameter)]
+    return found
 
 
 _COPIES = {
