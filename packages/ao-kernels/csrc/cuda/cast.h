@@ -37,7 +37,7 @@ struct Cast {
 // Whether the kernels count so far.
 inline bool takes(const Cast& a) {
   const int64_t tiles = (int64_t{a.rows} + kTile) / kTile * ((int64_t{a.columns} + kTile) / kTile);
-  return a.rows < 1 << 30 && a.columns < 1 << 30 && tiles < 1 << 30 && a.matrices < 1 << 16;
+  return a.rows < 1 << 30 && a.columns < 1 << 30 && a.matrices < 1 << 16 && tiles * a.matrices < 1 << 30;
 }
 
 // Adds to the peaks of rows and columns, where there are such, and writes the ends of experts' places.
@@ -46,6 +46,6 @@ cudaError_t find_peaks(const Cast& cast, cudaStream_t stream);
 // From the peaks that find_peaks() leaves, right behind it in the stream.
 cudaError_t cast_vectors(const Cast& cast, int multiprocessors, cudaStream_t stream);
 
-cudaError_t cast_blocks(const Cast& cast, cudaStream_t stream);
+cudaError_t cast_blocks(const Cast& cast, int multiprocessors, cudaStream_t stream);
 
 }  // namespace ao::casts

@@ -6,8 +6,8 @@ namespace {
 
 // What belongs to no tile of experts' tokens: scales of columns, zeros in the places behind the last end, and the padding of the rows.
 template <bool E5M2, bool POWER>
-__device__ inline void finish_experts(const Cast& a, int block, int blocks) {
-  const int64_t first = int64_t{block} * kThreads + threadIdx.x, step = int64_t{blocks} * kThreads;
+__device__ inline void finish_experts(const Cast& a) {
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x, step = int64_t{gridDim.x} * kThreads;
   for (int64_t at = first; at < int64_t{a.experts.E} * a.columns; at += step) a.scale_t[at] = scale_of<E5M2, POWER>(a.peaks_t[at]);
   const int64_t end = a.ends[a.experts.E - 1], pieces = (a.places - end) / 16;
   for (int64_t at = first; at < pieces * a.columns; at += step)
@@ -18,77 +18,87 @@ __device__ inline void finish_experts(const Cast& a, int block, int blocks) {
   if (first < a.rows - a.R) a.scale[a.R + first] = scale_of<E5M2, POWER>(0);
 }
 
-template <bool HALF, bool E5M2, bool POWER>
-__global__ void __launch_bounds__(kThreads, 3) cast_tile(const Cast a, int tiles, int tiles_k) {
-  using Step = casts::Step<POWER>;
-  __shared__ uint32_t words[kTile * kTile / 4];
-  __shared__ Step of_rows[kTile], of_columns[kTile];
-  if (static_cast<int>(blockIdx.x) >= tiles) {
-    wait_for_earlier_grids();
-    return finish_experts<E5M2, POWER>(a, blockIdx.x - tiles, gridDim.x - tiles);
-  }
-  const int tile = tiles - 1 - blockIdx.x, tile_k = tile % tiles_k, matrix = gridDim.y - 1 - blockIdx.y;
-  const Place at = place_of(a, tile / tiles_k, matrix);
-  if (at.nothing) return;
-  const int k = tile_k * kTile;
-  Tile<HALF, E5M2, POWER> held;
-  held.load(first_of(a, at, tile_k, matrix), a.x_stride, at.read, a.C - k);  // what is in front of the peaks has ended
-  wait_for_earlier_grids();
-  const Targets to = targets_of(a, at, tile_k, matrix);
+// Of this thread's row or column.
+__device__ __forceinline__ uint32_t peak_of(const Cast& a, const Work& work) {
   const int i = threadIdx.x % kTile;
+  if (!work.exists || static_cast<int>(threadIdx.x) >= 2 * kTile) return 0;
+  if (static_cast<int>(threadIdx.x) < kTile)
+    return a.codes && i < work.to_rows ? a.peaks[int64_t{work.matrix} * a.rows + work.at.row + i] : 0;
+  return a.codes_t && work.at.vector >= 0 && i < work.to_columns ? a.peaks_t[int64_t{work.at.vector} * a.columns + work.k + i] : 0;
+}
+
+template <bool E5M2, bool POWER>
+__device__ __forceinline__ Step<POWER> step_of(const Cast& a, const Work& work, uint32_t peak) {
+  const int i = threadIdx.x % kTile;
+  const float scale = scale_of<E5M2, POWER>(peak);
   if (static_cast<int>(threadIdx.x) < kTile) {
-    if (to.codes && i < to.rows) {
-      const int64_t m = int64_t{matrix} * a.rows + at.row + i;
-      const float scale = scale_of<E5M2, POWER>(a.peaks[m]);
-      of_rows[i] = Step(scale);
-      if (tile_k == 0) a.scale[m] = scale;
-    }
-  } else if (to.codes_t && i < to.columns) {
-    const int64_t n = int64_t{at.vector} * a.columns + k + i;
-    const float scale = scale_of<E5M2, POWER>(a.peaks_t[n]);
-    of_columns[i] = Step(scale);
-    if (!a.experts.offsets && at.row == 0) a.scale_t[n] = scale;
+    if (a.codes && work.tile_k == 0 && i < work.to_rows) a.scale[int64_t{work.matrix} * a.rows + work.at.row + i] = scale;
+  } else if (a.codes_t && !a.experts.offsets && work.at.row == 0 && i < work.to_columns) {
+    a.scale_t[int64_t{work.at.vector} * a.columns + work.k + i] = scale;
   }
-  __syncthreads();
-  Step steps[8];
+  return Step<POWER>(scale);
+}
+
+template <bool HALF, bool E5M2, bool POWER>
+__global__ void __launch_bounds__(kThreads, kBlocks) cast_tiles(const Cast a, int tiles, int tiles_k) {
+  using Step = casts::Step<POWER>;
+  extern __shared__ uint4 shared[];
+  static_assert(kThreads >= 2 * kTile);
+  __shared__ Step all_steps[2 * kTile];  // of rows, of columns
+  uint32_t* const words = reinterpret_cast<uint32_t*>(shared + 2 * kTileBytes / 16);
+  const Lane lane;
+  int tile = tiles * a.matrices - 1 - blockIdx.x;
+  Work work = work_of(a, tile, tiles, tiles_k);
+  fetch(a, work, shared);  // all grids in front of that of the peaks have ended
+  commit_copies();
+  wait_for_earlier_grids();
+  uint32_t peak = peak_of(a, work);
+  if (a.experts.offsets) finish_experts<E5M2, POWER>(a);
+  for (int buffer = 0; tile >= 0; buffer ^= 1) {
+    const int next = tile - gridDim.x;
+    const Work coming = work_of(a, next, tiles, tiles_k);
+    if (coming.exists) fetch(a, coming, shared + (buffer ^ 1) * kTileBytes / 16);
+    commit_copies();
+    if (static_cast<int>(threadIdx.x) < 2 * kTile) all_steps[threadIdx.x] = step_of<E5M2, POWER>(a, work, peak);
+    peak = peak_of(a, coming);
+    wait_for_copies<1>();
+    __syncthreads();
+    if (work.exists) {
+      const uint4* const x = shared + buffer * kTileBytes / 16;
+      uint8_t *const codes = codes_of(a, work), *const codes_t = transposed_of(a, work);
+      Step steps[8];
 #pragma unroll
-  for (int j = 0; j < 8; ++j) steps[j] = of_columns[8 * held.chunk + j];
+      for (int j = 0; j < 8; ++j) steps[j] = all_steps[kTile + 8 * lane.chunk + j];
 #pragma unroll
-  for (int p = 0; p < kPatches; ++p) {
-    float v[4][8];
-    held.widen(p, v);
-    if (to.codes && 8 * held.chunk < to.columns) {
+      for (int p = 0; p < kPatches; ++p) {
+        float v[4][8];
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int row = held.row(p) + r;
-        if (row < to.rows) held.store_row(v[r], of_rows[row], to.codes + int64_t{row} * a.columns + 8 * held.chunk);
+        for (int r = 0; r < 4; ++r) {
+          const int row = lane.row(p) + r;
+          widen<HALF>(x[row * kPieces + lane.chunk], v[r]);
+          if (codes && row < work.to_rows && 8 * lane.chunk < work.to_columns)
+            store_row<E5M2>(v[r], all_steps[row], codes + int64_t{row} * a.columns + 8 * lane.chunk);
+        }
+        if (codes_t) put_columns<E5M2>(lane, p, v, steps, words);
       }
+      __syncthreads();
+      if (codes_t) store_columns(words, codes_t, a.experts.offsets ? a.places : a.rows, work.to_columns, work.at.places);
+    } else {
+      __syncthreads();
     }
-    if (to.codes_t) held.put_columns(p, v, steps, words);
+    tile = next, work = coming;
   }
-  if (!to.codes_t) return;
-  __syncthreads();
-  held.store_columns(words, to.codes_t, to.pitch, to.columns, to.places);
 }
 
 template <bool HALF, bool E5M2, bool POWER>
 struct Kernel {
-  static cudaError_t start(Grid& grid, const Cast& a) {
-    const int tiles_k = (a.columns + kTile - 1) / kTile;
-    const int64_t tiles = a.experts.offsets ? most_tiles(a.experts, kTile) : (a.rows + kTile - 1) / kTile;
-    return grid.start(cast_tile<HALF, E5M2, POWER>, a, static_cast<int>(tiles * tiles_k), tiles_k);
+  static cudaError_t start(const Cast& a, int multiprocessors, bool early, cudaStream_t stream) {
+    return start_blocks<cast_tiles<HALF, E5M2, POWER>>(a, multiprocessors, early, stream);
   }
 };
 
 }  // namespace
 
-cudaError_t cast_vectors(const Cast& a, int multiprocessors, cudaStream_t stream) {
-  const int tiles_k = (a.columns + kTile - 1) / kTile;
-  int64_t blocks = tiles_k * (a.experts.offsets ? most_tiles(a.experts, kTile) : (a.rows + kTile - 1) / kTile);
-  if (a.experts.offsets) blocks += multiprocessors;
-  Grid grid({static_cast<unsigned>(blocks), static_cast<unsigned>(a.matrices)}, kThreads, 0, stream);
-  grid.early();
-  return start<Kernel>(grid, a);
-}
+cudaError_t cast_vectors(const Cast& a, int multiprocessors, cudaStream_t stream) { return start<Kernel>(a, multiprocessors, true, stream); }
 
 }  // namespace ao::casts
