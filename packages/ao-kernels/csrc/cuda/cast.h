@@ -46,6 +46,8 @@ cudaError_t find_peaks(const Cast& cast, cudaStream_t stream);
 // From the peaks that find_peaks() leaves, right behind it in the stream.
 cudaError_t cast_vectors(const Cast& cast, int multiprocessors, cudaStream_t stream);
 
-cudaError_t cast_blocks(const Cast& cast, int multiprocessors, cudaStream_t stream);
+// One grid each.
+cudaError_t cast_row_blocks(const Cast& cast, int multiprocessors, cudaStream_t stream);
+cudaError_t cast_squares(const Cast& cast, int multiprocessors, cudaStream_t stream);
 
 }  // namespace ao::casts

@@ -125,7 +125,7 @@ inline bool run(const char* op, const Cast& cast, int index, int64_t peaks) {
     if (!launched(op, find_peaks(cast, cuda_stream))) return false;
     return launched(op, cast_vectors(cast, on.multiprocessors, cuda_stream));
   }
-  return launched(op, cast_blocks(cast, on.multiprocessors, cuda_stream));
+  return launched(op, (cast.scales == Scales::squares ? cast_squares : cast_row_blocks)(cast, on.multiprocessors, cuda_stream));
 }
 
 }  // namespace ao::casts

@@ -49,13 +49,18 @@ __device__ __forceinline__ float scale_of(uint32_t peak) {
 
 // value / scale, where it decides a code that a value of 16 bits has: of a power of two the product with its inverse, else corrected once.
 // Small scales are lifted, so that no remainder underflows.
+// LIFTED: some may be.
 template <bool POWER>
 struct Step {
   float inverse;
 
   Step() = default;
   __device__ explicit Step(float scale) { inverse = scale == scale ? __uint_as_float(0x7f000000 - __float_as_uint(scale)) : scale; }
-  __device__ __forceinline__ float of(float value) const { return __fmul_rn(value, inverse); }
+  __device__ static bool is_lifted() { return false; }
+  template <bool LIFTED>
+  __device__ __forceinline__ float of(float value) const {
+    return __fmul_rn(value, inverse);
+  }
 };
 
 template <>
@@ -70,8 +75,10 @@ struct Step<false> {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(divisor));
     inverse = __fmaf_rn(found, -__fmaf_rn(divisor, found, -1.0f), found);
   }
+  __device__ bool is_lifted() const { return lift != 1.0f; }
+  template <bool LIFTED>
   __device__ __forceinline__ float of(float value) const {
-    value = __fmul_rn(value, lift);
+    if (LIFTED) value = __fmul_rn(value, lift);
     const float quotient = __fmul_rn(value, inverse);
     return __fmaf_rn(__fmaf_rn(quotient, divisor, -value), -inverse, quotient);
   }

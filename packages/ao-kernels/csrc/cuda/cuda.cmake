@@ -37,8 +37,9 @@ set(AO_CUDA_KERNELS
   byte_product_float8
   byte_product_float8_blocks
   byte_product_int8
-  cast_blocks
   cast_peaks
+  cast_row_blocks
+  cast_squares
   cast_vectors
   dequantize
   grouped_bytes
