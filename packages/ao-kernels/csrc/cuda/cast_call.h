@@ -14,23 +14,14 @@ class Call {
   // x, its dtype of codes, whether scales are powers of two, and what is wanted. False: the kernels do not take these as they are.
   bool read(PyObject* x, PyObject* dtype, PyObject* power_of_two, PyObject* outputs) {
     if (!read_tensor(x, &x_, DeviceType::cuda) || !read_code_dtype(dtype) || !read_bool(power_of_two) || !read_outputs(outputs)) return false;
-    if (x_.ndim < 2 || x_.ndim > 3 || (x_.dtype != DType::bf16 && x_.dtype != DType::f16)) return false;
-    for (int d = 0; d < x_.ndim; ++d)
+    if (x_.ndim != 2 || (x_.dtype != DType::bf16 && x_.dtype != DType::f16)) return false;
+    for (int d = 0; d < 2; ++d)
       if (x_.shape[d] < 1 || x_.shape[d] >= int64_t{1} << 30) return false;
-    const int rows = x_.ndim - 2, columns = x_.ndim - 1;
-    swapped = x_.strides[columns] != 1;
-    const int along = swapped ? columns : rows;  // what lies a stride apart
-    const int64_t C = x_.shape[swapped ? rows : columns];
-    cast.x = x_.data;
-    cast.R = static_cast<int>(x_.shape[along]), cast.C = static_cast<int>(C);
-    cast.x_stride = x_.strides[along];
-    cast.matrices = 1, cast.x_matrix = 0;
-    if (x_.ndim == 3) {
-      if (x_.shape[0] >= 1 << 16) return false;
-      cast.matrices = static_cast<int>(x_.shape[0]), cast.x_matrix = x_.strides[0];
-    }
-    if ((swapped && x_.strides[rows] != 1) || C % 8 || cast.x_stride % 8 || cast.x_matrix % 8 || reinterpret_cast<uintptr_t>(x_.data) % 16)
-      return false;
+    swapped = x_.strides[1] != 1;
+    const int64_t R = x_.shape[swapped], C = x_.shape[!swapped];
+    cast.x = x_.data, cast.x_stride = x_.strides[swapped];
+    cast.R = static_cast<int>(R), cast.C = static_cast<int>(C);
+    if (x_.strides[!swapped] != 1 || C % 8 || cast.x_stride % 8 || reinterpret_cast<uintptr_t>(x_.data) % 16) return false;
     cast.rows = padded(cast.R), cast.columns = padded(cast.C);
     cast.half = x_.dtype == DType::f16;
     by_row = swapped ? transposed_ : straight_, by_column = swapped ? straight_ : transposed_;
@@ -47,7 +38,6 @@ class Call {
 
   DType code_dtype() const { return cast.e5m2 ? DType::e5m2 : DType::e4m3; }
   int device_index() const { return x_.device; }
-  int dims() const { return x_.ndim; }
 
   Cast cast{};
   bool swapped = false, by_row = false, by_column = false;
@@ -112,20 +102,29 @@ class Results {
   PyObject* all_[N] = {};
 };
 
-// Puts the cast into torch's stream; peaks: elements of the memory for them, which becomes zeros.
-inline bool run(const char* op, const Cast& cast, int index, int64_t peaks) {
-  const Device& on = *device(index);
+// Puts the cast into torch's stream, with peaks of so many rows and columns.
+inline bool run_vectors(const char* op, Call& call, int64_t rows, int64_t columns) {
+  Cast& cast = call.cast;
+  const int index = call.device_index();
+  const Workspace memory(4 * (rows + columns), DeviceType::cuda, index);
+  if (!memory.data()) return false;
+  cast.peaks_t = static_cast<uint32_t*>(memory.data()) + rows;
+  if (rows) cast.peaks = static_cast<uint32_t*>(memory.data());
   void* stream;
   CurrentDevice current(index);
   if (!current_stream(index, &stream)) return false;
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (peaks) {
-    void* const first = cast.peaks ? cast.peaks : cast.peaks_t;
-    if (!launched(op, cudaMemsetAsync(first, 0, 4 * peaks, cuda_stream))) return false;
-    if (!launched(op, find_peaks(cast, cuda_stream))) return false;
-    return launched(op, cast_vectors(cast, on.multiprocessors, cuda_stream));
-  }
-  return launched(op, (cast.scales == Scales::squares ? cast_squares : cast_row_blocks)(cast, on.multiprocessors, cuda_stream));
+  const auto on = static_cast<cudaStream_t>(stream);
+  return launched(op, cudaMemsetAsync(memory.data(), 0, 4 * (rows + columns), on)) && launched(op, find_peaks(cast, on)) &&
+         launched(op, cast_vectors(cast, device(index)->multiprocessors, on));
+}
+
+inline bool run_blocks(const char* op, const Call& call) {
+  const int index = call.device_index();
+  void* stream;
+  CurrentDevice current(index);
+  if (!current_stream(index, &stream)) return false;
+  const auto start = call.cast.scales == Scales::squares ? cast_squares : cast_row_blocks;
+  return launched(op, start(call.cast, device(index)->multiprocessors, static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace ao::casts

@@ -30,10 +30,10 @@ __global__ void __launch_bounds__(32 * kWarps) peaks_of_vectors(const Cast a) {
   const int stripes = (a.C + kColumns - 1) / kColumns, stripe = blockIdx.x % stripes;
   let_later_grids_start();
   if (a.experts.offsets && blockIdx.x == 0 && warp == 0) count_places(a);
-  const Place at = place_of(a, blockIdx.x / stripes, blockIdx.y);
+  const Place at = place_of(a, blockIdx.x / stripes);
   if (at.nothing) return;
   const int column = stripe * kColumns + 8 * lane;
-  const uint16_t* const x = static_cast<const uint16_t*>(a.x) + blockIdx.y * a.x_matrix + at.row * a.x_stride + column;
+  const uint16_t* const x = static_cast<const uint16_t*>(a.x) + at.row * a.x_stride + column;
   uint4 largest = {};
 #pragma unroll
   for (int batch = 0; batch < 2; ++batch) {
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(32 * kWarps) peaks_of_vectors(const Cast a) {
       if (lane == i) mine = row;
     }
     if (a.peaks && lane < kTogether && first + lane < at.read)
-      atomicMax(a.peaks + int64_t{blockIdx.y} * a.rows + at.row + first + lane, peak_bits<HALF>(mine));
+      atomicMax(a.peaks + at.row + first + lane, peak_bits<HALF>(mine));
   }
   if (!a.peaks_t || at.vector < 0) return;
   shared[warp][lane] = largest;
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(32 * kWarps) peaks_of_vectors(const Cast a) {
 cudaError_t find_peaks(const Cast& a, cudaStream_t stream) {
   const int64_t tiles = a.experts.offsets ? most_tiles(a.experts, kTile) : (a.rows + kTile - 1) / kTile;
   const int64_t stripes = (a.C + kColumns - 1) / kColumns;
-  Grid grid({static_cast<unsigned>(tiles * stripes), static_cast<unsigned>(a.matrices)}, 32 * kWarps, 0, stream);
+  Grid grid(static_cast<unsigned>(tiles * stripes), 32 * kWarps, 0, stream);
   return grid.start(a.half ? peaks_of_vectors<true> : peaks_of_vectors<false>, a);
 }
 

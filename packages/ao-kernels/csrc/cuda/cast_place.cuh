@@ -1,4 +1,4 @@
-// Which rows a block of threads works on: those of a tile of a matrix, or of a tile of an expert's tokens.
+// Which rows a block of threads works on: those of a tile of x, or of a tile of an expert's tokens.
 #pragma once
 #include "cuda/cast.h"
 #include "cuda/experts.cuh"
@@ -8,8 +8,8 @@ namespace ao::casts {
 constexpr int kPlaces = 32;  // an expert's places are padded to multiples of so many
 
 struct Place {
-  int vector = 0;       // the matrix or the expert whose columns these are, -1: of none
-  int row = 0;          // the first, of the matrix or of all tokens
+  int vector = 0;       // the expert whose columns these are, -1: of none
+  int row = 0;          // the first, of x
   int read = 0;         // rows of x here, at most kTile
   int64_t place = 0;    // of the first, transposed
   int places = 0;       // to be written, transposed
@@ -17,10 +17,9 @@ struct Place {
 };
 
 // tile: along the rows. All threads of a warp.
-__device__ inline Place place_of(const Cast& a, int tile, int matrix) {
+__device__ inline Place place_of(const Cast& a, int tile) {
   Place found;
   if (!a.experts.offsets) {
-    found.vector = matrix;
     found.row = tile * kTile;
     found.read = min(kTile, a.R - found.row);
     found.place = found.row;

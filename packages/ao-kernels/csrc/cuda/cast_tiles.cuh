@@ -14,36 +14,54 @@ constexpr int kThreads = 2 * kTile;  // one a row and one a column
 constexpr int kWarps = kThreads / 32, kPatches = kTile / (8 * kWarps), kPieces = kTile / 8;  // pieces of 16 bytes of a row
 constexpr int kTileBytes = kTile * kTile * 2, kSharedBytes = 2 * kTileBytes + kTile * kTile;
 constexpr int kBlocks = 2;  // of a multiprocessor
+constexpr int kBand = 32;   // tiles
 
 struct Work {
   Place at;
-  int tile_m = 0, tile_k = 0, matrix = 0;
+  int tile_m = 0, tile_k = 0;
   int rows = 0, columns = 0;  // to be written
   bool exists = false, whole = false;
 };
 
-// The tiles of a block of threads, without divisions: m counts those of all matrices along the rows.
+// The tiles of a block of threads, `step` apart: along the columns of a band of them, then along the rows, band after band. So what is written at
+// the same time is long in both directions. Divisions only where a band begins.
 struct Turn {
-  int m, k, step_m, step_k, tiles_k, limit;
+  int m = 0, k = 0, first = 0, width = 0, step_m = 0, step_k = 0;
+  int step, tiles_m, tiles_k, band;
   bool backwards;
 
-  __device__ Turn(int first, int step, int tiles_k, int limit, bool backwards)
-      : m(first / tiles_k), k(first % tiles_k), step_m(step / tiles_k), step_k(step % tiles_k), tiles_k(tiles_k), limit(limit), backwards(backwards) {}
-  __device__ __forceinline__ bool exists() const { return m < limit; }
-  __device__ __forceinline__ int tile_m() const { return backwards ? limit - 1 - m : m; }
-  __device__ __forceinline__ int tile_k() const { return backwards ? tiles_k - 1 - k : k; }
+  __device__ Turn(int at, int step, int tiles_m, int tiles_k, int band, bool backwards)
+      : step(step), tiles_m(tiles_m), tiles_k(tiles_k), band(band), backwards(backwards) {
+    enter(at);
+  }
+  __device__ __forceinline__ bool exists() const { return first < tiles_k; }
+  __device__ __forceinline__ int tile_m() const { return backwards ? tiles_m - 1 - m : m; }
+  __device__ __forceinline__ int tile_k() const { return backwards ? tiles_k - 1 - first - k : first + k; }
   __device__ __forceinline__ void advance() {
     m += step_m, k += step_k;
-    if (k >= tiles_k) k -= tiles_k, ++m;
+    if (k >= width) k -= width, ++m;
+    if (m < tiles_m) return;
+    const int behind = (m - tiles_m) * width + k;
+    first += width;
+    enter(behind);
+  }
+
+ private:
+  __device__ void enter(int at) {
+    for (; first < tiles_k; at -= width * tiles_m, first += width) {
+      width = min(band, tiles_k - first);
+      if (at >= width * tiles_m) continue;
+      m = at / width, k = at % width, step_m = step / width, step_k = step % width;
+      return;
+    }
   }
 };
 
-__device__ __forceinline__ Work work_of(const Cast& a, const Turn& turn, int tiles_m) {
+__device__ __forceinline__ Work work_of(const Cast& a, const Turn& turn) {
   Work found;
   if (!turn.exists()) return found;
   found.tile_m = turn.tile_m(), found.tile_k = turn.tile_k();
-  if (a.matrices > 1) found.matrix = found.tile_m / tiles_m, found.tile_m -= found.matrix * tiles_m;
-  found.at = place_of(a, found.tile_m, found.matrix);
+  found.at = place_of(a, found.tile_m);
   found.exists = !found.at.nothing;
   found.rows = a.experts.offsets ? found.at.read : min(kTile, a.rows - found.at.row);
   found.columns = min(kTile, a.columns - found.tile_k * kTile);
@@ -61,7 +79,7 @@ struct Lane {
 // Zeros outside of the tile.
 __device__ __forceinline__ void fetch(const Cast& a, const Work& work, uint4* shared) {
   const int piece = threadIdx.x % kPieces, first = threadIdx.x / kPieces, column = work.tile_k * kTile + 8 * piece;
-  const uint16_t* x = static_cast<const uint16_t*>(a.x) + work.matrix * a.x_matrix + (work.at.row + first) * a.x_stride + column;
+  const uint16_t* x = static_cast<const uint16_t*>(a.x) + (work.at.row + first) * a.x_stride + column;
   const int64_t step = kThreads / kPieces * a.x_stride;
   const int rows = work.exists && column < a.C ? work.at.read - first : 0;
   shared += first * kPieces + piece;
@@ -87,7 +105,7 @@ template <bool HALF, bool E5M2, bool POWER, bool LIFTED, bool WHOLE>
 __device__ __forceinline__ void convert(const Cast& a, const Work& work, const uint4* x, const Step<POWER>* steps, uint32_t* words) {
   const Lane lane;
   uint8_t* codes = nullptr;
-  if (a.codes) codes = a.codes + (int64_t{work.matrix} * a.rows + work.at.row + lane.row(0)) * a.columns + work.tile_k * kTile + 8 * lane.chunk;
+  if (a.codes) codes = a.codes + int64_t{work.at.row + lane.row(0)} * a.columns + work.tile_k * kTile + 8 * lane.chunk;
   const bool by_row = a.codes && (WHOLE || 8 * lane.chunk < work.columns), by_column = a.codes_t && work.at.vector >= 0;
   Step<POWER> of_columns[8];
 #pragma unroll
@@ -125,7 +143,7 @@ __device__ __forceinline__ void store_columns(const Cast& a, const Work& work, c
   const int64_t pitch = a.experts.offsets ? a.places : a.rows;
   const int q = threadIdx.x % 8, first = threadIdx.x / 8;  // column: bit 0 and bits from 4 on are a chunk's, those between its element
   const int chunk = first % 2 + first / 16 * 2, j = first / 2 % 8;
-  uint8_t* to = a.codes_t + (int64_t{work.matrix} * a.columns + work.tile_k * kTile + 8 * chunk + j) * pitch + first_place(a, work.at) + 16 * q;
+  uint8_t* to = a.codes_t + int64_t{work.tile_k * kTile + 8 * chunk + j} * pitch + first_place(a, work.at) + 16 * q;
   constexpr int kColumns = kThreads / 8;
 #pragma unroll
   for (int column = 0; column < kTile; column += kColumns, to += kColumns * pitch) {
@@ -155,7 +173,7 @@ __device__ __forceinline__ uint32_t known_peak(const Cast& a, const Work& work) 
   const int i = threadIdx.x % kTile;
   if (!work.exists) return 0;
   if (static_cast<int>(threadIdx.x) < kTile)
-    return a.codes && i < work.rows ? a.peaks[int64_t{work.matrix} * a.rows + work.at.row + i] : 0;
+    return a.codes && i < work.rows ? a.peaks[work.at.row + i] : 0;
   return a.codes_t && work.at.vector >= 0 && i < work.columns ? a.peaks_t[int64_t{work.at.vector} * a.columns + work.tile_k * kTile + i] : 0;
 }
 
@@ -172,8 +190,8 @@ __device__ __forceinline__ void keep_scale(const Cast& a, const Work& work, int 
   } else if constexpr (SCALES == Scales::row_blocks) {
     to[of_row ? int64_t{work.tile_k} * a.rows + row : int64_t{work.tile_m} * a.columns + column] = scale;
   } else {
-    if (of_row && work.tile_k == 0) to[int64_t{work.matrix} * a.rows + row] = scale;
-    if (!of_row && work.tile_m == 0 && !a.experts.offsets) to[int64_t{work.matrix} * a.columns + column] = scale;
+    if (of_row && work.tile_k == 0) to[row] = scale;
+    if (!of_row && work.tile_m == 0 && !a.experts.offsets) to[column] = scale;
   }
 }
 
@@ -228,8 +246,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) cast_tiles(const Cast a, in
   __shared__ Found blocks;
   __shared__ uint32_t of_warps[kWarps];
   uint32_t* const words = reinterpret_cast<uint32_t*>(shared + 2 * kTileBytes / 16);
-  Turn turn(blockIdx.x, gridDim.x, tiles_k, tiles_m * a.matrices, kKnown);  // what was read last for the peaks is still in L2
-  Work work = work_of(a, turn, tiles_m);
+  // What was read last for the peaks is still in L2.
+  Turn turn(blockIdx.x, gridDim.x, tiles_m, tiles_k, kKnown ? tiles_k : kBand, kKnown);
+  Work work = work_of(a, turn);
   fetch(a, work, shared);  // all grids in front of that of the peaks have ended
   commit_copies();
   uint32_t peak = 0;
@@ -240,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) cast_tiles(const Cast a, in
   }
   for (int buffer = 0; turn.exists(); buffer ^= 1) {
     turn.advance();
-    const Work coming = work_of(a, turn, tiles_m);
+    const Work coming = work_of(a, turn);
     if (coming.exists) fetch(a, coming, shared + (buffer ^ 1) * kTileBytes / 16);
     commit_copies();
     const uint4* const x = shared + buffer * kTileBytes / 16;
@@ -280,7 +299,7 @@ template <bool HALF, bool E5M2, bool POWER, Scales SCALES>
 cudaError_t start(const Cast& a, int multiprocessors, cudaStream_t stream) {
   constexpr auto kKernel = cast_tiles<HALF, E5M2, POWER, SCALES>;
   const int64_t tiles_m = a.experts.offsets ? most_tiles(a.experts, kTile) : (a.rows + kTile - 1) / kTile, tiles_k = (a.columns + kTile - 1) / kTile;
-  const int64_t all = tiles_m * tiles_k * a.matrices, most = kBlocks * multiprocessors;
+  const int64_t all = tiles_m * tiles_k, most = kBlocks * multiprocessors;
   if (const cudaError_t error = allow_shared_memory<kKernel>(kSharedBytes)) return error;
   Grid grid(static_cast<unsigned>(all < most ? all : most), kThreads, kSharedBytes, stream);
   if (SCALES == Scales::vectors) grid.early();

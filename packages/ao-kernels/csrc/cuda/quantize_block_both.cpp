@@ -6,7 +6,7 @@ using ao::casts::Call;
 static PyObject* quantize_block_both(PyObject*, PyObject* const* args, Py_ssize_t n_args) {
   Call call;
   int64_t block_rows, block_columns;
-  if (n_args < 5 || n_args > 7 || !call.read(args[1], args[2], ao::argument(args, n_args, 5), ao::argument(args, n_args, 6)) || call.dims() != 2 ||
+  if (n_args < 5 || n_args > 7 || !call.read(args[1], args[2], ao::argument(args, n_args, 5), ao::argument(args, n_args, 6)) ||
       !ao::read_int(args[3], &block_rows) || !ao::read_int(args[4], &block_columns) || block_columns != ao::casts::kTile ||
       (block_rows != 1 && block_rows != ao::casts::kTile))
     return ao::not_implemented();
@@ -26,7 +26,7 @@ static PyObject* quantize_block_both(PyObject*, PyObject* const* args, Py_ssize_
       !results.keep(3, call.room(call.by_column, 2, scale_t, ao::DType::f32, place(cast.scale_t))))
     return nullptr;
   if (!square && ((call.by_row && !results.transpose(1)) || (call.by_column && !results.transpose(3)))) return nullptr;
-  return ao::casts::run("quantize_block_both", cast, call.device_index(), 0) ? results.hand_over(call.swapped) : nullptr;
+  return ao::casts::run_blocks("quantize_block_both", call) ? results.hand_over(call.swapped) : nullptr;
 }
 
 void register_quantize_block_both(pybind11::module_& m) {

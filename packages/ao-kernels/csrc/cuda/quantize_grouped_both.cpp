@@ -6,7 +6,7 @@ using ao::casts::Call;
 static PyObject* quantize_grouped_both(PyObject*, PyObject* const* args, Py_ssize_t n_args) {
   Call call;
   ao::Tensor offsets;
-  if (n_args < 4 || n_args > 6 || !call.read(args[1], args[2], ao::argument(args, n_args, 4), ao::argument(args, n_args, 5)) || call.dims() != 2 ||
+  if (n_args < 4 || n_args > 6 || !call.read(args[1], args[2], ao::argument(args, n_args, 4), ao::argument(args, n_args, 5)) ||
       call.swapped || !call.by_column || !ao::read_tensor(args[3], &offsets, ao::DeviceType::cuda) || offsets.device != call.device_index() ||
       offsets.dtype != ao::DType::i32 || offsets.ndim != 1 || !offsets.contiguous() || offsets.shape[0] < 1 || offsets.shape[0] > ao::kMostExperts)
     return ao::not_implemented();
@@ -24,12 +24,7 @@ static PyObject* quantize_grouped_both(PyObject*, PyObject* const* args, Py_ssiz
       !results.keep(3, call.room(true, 2, scale_t, ao::DType::f32, place(cast.scale_t))) ||
       !results.keep(4, call.room(true, 1, &E, ao::DType::i32, place(cast.ends))))
     return nullptr;
-  const int64_t of_rows = call.by_row ? R : 0, peaks = of_rows + E * C;
-  const ao::Workspace memory(4 * peaks, ao::DeviceType::cuda, call.device_index());
-  if (!memory.data()) return nullptr;
-  if (call.by_row) cast.peaks = static_cast<uint32_t*>(memory.data());
-  cast.peaks_t = static_cast<uint32_t*>(memory.data()) + of_rows;
-  return ao::casts::run("quantize_grouped_both", cast, call.device_index(), peaks) ? results.hand_over(false) : nullptr;
+  return ao::casts::run_vectors("quantize_grouped_both", call, call.by_row ? R : 0, E * C) ? results.hand_over(false) : nullptr;
 }
 
 void register_quantize_grouped_both(pybind11::module_& m) {
