@@ -76,15 +76,20 @@ struct Lane {
   __device__ __forceinline__ int row(int patch) const { return 8 * pair(patch) + 4 * upper; }
 };
 
-// Zeros outside of the tile.
+// What this thread will work on, so that nobody has to wait for others' copies; zeros outside of the tile.
 __device__ __forceinline__ void fetch(const Cast& a, const Work& work, uint4* shared) {
-  const int piece = threadIdx.x % kPieces, first = threadIdx.x / kPieces, column = work.tile_k * kTile + 8 * piece;
-  const uint16_t* x = static_cast<const uint16_t*>(a.x) + (work.at.row + first) * a.x_stride + column;
-  const int64_t step = kThreads / kPieces * a.x_stride;
-  const int rows = work.exists && column < a.C ? work.at.read - first : 0;
-  shared += first * kPieces + piece;
+  const Lane lane;
+  const int column = work.tile_k * kTile + 8 * lane.chunk;
+  const int rows = work.exists && column < a.C ? work.at.read : 0;
+  const uint16_t* const x = static_cast<const uint16_t*>(a.x) + int64_t{work.at.row} * a.x_stride + column;
 #pragma unroll
-  for (int row = 0; row < kTile; row += kThreads / kPieces, x += step) copy_async<16>(shared + row * kPieces, x, row < rows);
+  for (int p = 0; p < kPatches; ++p) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int row = lane.row(p) + r;
+      copy_async<16>(shared + row * kPieces + lane.chunk, x + row * a.x_stride, row < rows);
+    }
+  }
 }
 
 template <bool HALF>
@@ -265,7 +270,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks) cast_tiles(const Cast a, in
     const uint4* const x = shared + buffer * kTileBytes / 16;
     if constexpr (!kKnown) {
       wait_for_copies<1>();
-      __syncthreads();
       blocks.look(x);
       __syncthreads();
       peak = blocks.mine();
