@@ -1,5 +1,5 @@
-"""The CUDA kernels of casts in both directions against the references, bit for bit. What every kernel
-of these ops must pass is in test_quantize_*_both.py."""
+"""The CUDA kernels of casts in both directions against the references, bit for bit. What every
+kernel of these ops must pass is in test_quantize_*_both.py."""
 
 from collections.abc import Iterator
 from typing import Any
