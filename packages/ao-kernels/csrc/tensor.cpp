@@ -71,6 +71,8 @@ DlType dl_type(DType dtype) {
   switch (dtype) {
     case DType::bf16: return {kBfloat, bits, 1};
     case DType::u8: return {kUint, bits, 1};
+    case DType::e4m3: return {kE4m3fn, bits, 1};
+    case DType::e5m2: return {kE5m2, bits, 1};
     case DType::i8: case DType::i32: case DType::i64: return {kInt, bits, 1};
     default: return {kFloat, bits, 1};
   }

@@ -104,7 +104,7 @@ class BothBits(Both):
 
 
 class Forced:
-    """The Triton kernel, forced; runs in the child process of conftest.py."""
+    """The Triton kernel, forced; interpreted in the child process of conftest.py."""
 
     pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of numpy
 

@@ -63,3 +63,8 @@ class TestInterpreted(Block, BothBits, Forced):
 @pytest.mark.gpu
 class TestOnGpu(Block, BothOnGpu, GpuBits):
     pass
+
+
+@pytest.mark.gpu
+class TestTritonOnGpu(Forced, TestOnGpu):
+    """Where the CUDA extension would come first."""

@@ -115,3 +115,8 @@ class TestOnGpu(Bits):
             graph.replay()
             wanted = quantize_grouped_both.reference(x.cpu(), E4M3, offsets.cpu())
             assert_same_bits(f"{ends}", found, wanted)
+
+
+@pytest.mark.gpu
+class TestTritonOnGpu(Forced, TestOnGpu):
+    """Where the CUDA extension would come first."""

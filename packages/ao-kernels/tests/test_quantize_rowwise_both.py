@@ -99,3 +99,8 @@ class TestInterpreted(Rowwise, BothBits, Forced):
 @pytest.mark.gpu
 class TestOnGpu(Rowwise, BothOnGpu, GpuBits):
     pass
+
+
+@pytest.mark.gpu
+class TestTritonOnGpu(Forced, TestOnGpu):
+    """Where the CUDA extension would come first."""

@@ -25,6 +25,9 @@ set(AO_CUDA_OPS
   int8_static_linear
   intx_linear
   lion_step
+  quantize_block_both
+  quantize_grouped_both
+  quantize_rowwise_both
 )
 set(AO_CUDA_KERNELS
   byte_linear_float8
@@ -34,6 +37,10 @@ set(AO_CUDA_KERNELS
   byte_product_float8
   byte_product_float8_blocks
   byte_product_int8
+  cast_peaks
+  cast_row_blocks
+  cast_squares
+  cast_vectors
   dequantize
   grouped_bytes
   grouped_bytes_float8

@@ -28,6 +28,9 @@ void register_int8_linear(py::module_& m);
 void register_int8_static_linear(py::module_& m);
 void register_intx_linear(py::module_& m);
 void register_lion_step(py::module_& m);
+void register_quantize_block_both(py::module_& m);
+void register_quantize_grouped_both(py::module_& m);
+void register_quantize_rowwise_both(py::module_& m);
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of ao_kernels: raw addresses and sizes, no torch headers.";
@@ -67,4 +70,7 @@ PYBIND11_MODULE(_cuda, m) {
   register_int8_static_linear(m);
   register_intx_linear(m);
   register_lion_step(m);
+  register_quantize_block_both(m);
+  register_quantize_grouped_both(m);
+  register_quantize_rowwise_both(m);
 }

@@ -210,3 +210,25 @@ def int8_grouped_linear(
     bias: Tensor | None = None,
     /,
 ) -> Tensor: ...
+def quantize_block_both(
+    n_threads: int,
+    x: Tensor,
+    dtype: dtype,
+    block_rows: int,
+    block_cols: int,
+    power_of_two: bool = False,
+    outputs: str = "both",
+    /,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def quantize_grouped_both(
+    n_threads: int,
+    x: Tensor,
+    dtype: dtype,
+    offsets: Tensor,
+    power_of_two: bool = False,
+    outputs: str = "both",
+    /,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+def quantize_rowwise_both(
+    n_threads: int, x: Tensor, dtype: dtype, power_of_two: bool = False, outputs: str = "both", /
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...

@@ -24,6 +24,9 @@ KERNELS = (
     "int8_static_linear",
     "intx_linear",
     "lion_step",
+    "quantize_block_both",
+    "quantize_grouped_both",
+    "quantize_rowwise_both",
 )
 
 if importlib.util.find_spec("ao_kernels._cuda") is None:
