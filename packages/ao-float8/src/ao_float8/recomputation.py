@@ -20,17 +20,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from .graph import behind_views, is_cast, is_elementwise, name_of, numel
+from .reuse import write_in_place
+
 __all__ = ["compile_options", "save_less"]
 
 aten = torch.ops.aten
-_CASTS = (
-    "quantize_tensorwise_both",
-    "quantize_rowwise_both",
-    "quantize_block_both",
-    "quantize_mx",
-)
-_VIEWS = ("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "alias", "detach")
-_COPIES = ("clone", "_to_copy", "convert_element_type")  # and casts of dtypes: element by element
 _SMALL = 16  # a tensor of fewer elements than a 16th of what is made of it is saved: of reductions
 
 
@@ -41,26 +36,34 @@ def compile_options() -> dict[str, Any]:
 
     For others beside them, `options={**compile_options(), ...}`.
     """
-    return {"joint_custom_post_pass": _inductor_pass()}
+    return {
+        "joint_custom_post_pass": _inductor_pass("save_less"),
+        "post_grad_custom_post_pass": _inductor_pass("write_in_place"),
+    }
 
 
 @cache
-def _inductor_pass() -> Any:
+def _inductor_pass(name: str) -> Any:
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-    class SaveLess(CustomGraphPass):
+    from . import graph as helpers
+    from . import reuse
+
+    files = (__file__, helpers.__file__, reuse.__file__)
+
+    class Pass(CustomGraphPass):
         def __call__(self, graph: fx.Graph) -> None:
-            save_less(graph)
+            globals()[name](graph)
 
         def uuid(self) -> Any:
-            return get_hash_for_files((__file__,))
+            return get_hash_for_files(files, name)
 
-    return SaveLess()
+    return Pass()
 
 
 def save_less(graph: fx.Graph) -> None:
     """Mark and split nodes of a joint graph so that less is saved; results keep their bits."""
-    casts = [n for n in graph.nodes if _is_cast(n)]
+    casts = [n for n in graph.nodes if is_cast(n)]
     if not casts or any("recompute" in n.meta for n in graph.nodes):
         return
     backward = _behind_tangents(graph)
@@ -78,20 +81,6 @@ def save_less(graph: fx.Graph) -> None:
             _recompute(copied)
             if late:
                 _split(graph, node, late)
-
-
-def _is_cast(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in _overloads()
-
-
-@cache
-def _overloads() -> frozenset[Any]:
-    return frozenset(getattr(torch.ops.ao, name).default for name in _CASTS)
-
-
-def _name(node: fx.Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
-    return getattr(packet, "__name__", "")
 
 
 def _behind_tangents(graph: fx.Graph) -> set[fx.Node]:
@@ -120,45 +109,32 @@ def _of_forward(graph: fx.Graph, backward: set[fx.Node]) -> set[fx.Node]:
 def _copy_of_saved(x: fx.Node, backward: set[fx.Node]) -> fx.Node | None:
     """The copy behind x, if x is a view of a copy of a result that backward reads anyway and that
     is costly to make."""
-    copy = _behind_views(x)
-    if _name(copy) != "clone":
+    copy = behind_views(x)
+    if name_of(copy) != "clone":
         return None
-    source = _behind_views(copy.args[0])  # type: ignore[arg-type]
+    source = behind_views(copy.args[0])  # type: ignore[arg-type]
     # of several results of an op, attention's
-    if source.target is not operator.getitem or _is_cast(source.args[0]):  # type: ignore[arg-type]
+    if source.target is not operator.getitem or is_cast(source.args[0]):  # type: ignore[arg-type]
         return None
     readers = [source]
     for each in readers:
         if any(user in backward for user in each.users):
             return copy
-        readers += [user for user in each.users if _name(user) in ("alias", "detach")]
+        readers += [user for user in each.users if name_of(user) in ("alias", "detach")]
     return None
-
-
-def _behind_views(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and _name(node) in _VIEWS:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
 
 
 def _producers(x: fx.Node) -> Iterator[fx.Node]:
     """What makes x element by element, back to what is saved."""
-    most, seen, pending = _numel(x), set(), [x]
+    most, seen, pending = numel(x), set(), [x]
     while pending:
         node = pending.pop()
-        if node in seen or node.op != "call_function" or _numel(node) * _SMALL < most:
+        if node in seen or node.op != "call_function" or numel(node) * _SMALL < most:
             continue
         seen.add(node)
-        is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-        if is_pointwise or _name(node) in _VIEWS + _COPIES:
+        if is_elementwise(node):
             yield node
             pending.extend(node.all_input_nodes)
-
-
-def _numel(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    size = value.numel() if isinstance(value, torch.Tensor) else 0
-    return size if isinstance(size, int) else size.node.hint or 0  # a guess adds no guard
 
 
 def _recompute(node: fx.Node) -> None:
