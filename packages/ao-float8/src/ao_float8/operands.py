@@ -95,8 +95,9 @@ def _tensorwise(
     scale: Tensor | None,
     is_weight: bool,
 ) -> Codes:
-    if scale is None and is_compiling():
-        # in the open, so that the compiler finds the largest magnitude where x is made
+    if scale is None and is_compiling() and not is_weight:
+        # in the open, so that the compiler finds the largest magnitude where x is made; a weight is
+        # not made there, and the kernel for it reads faster (docs/decisions/0031)
         scale = scale_of(x_RC, dtype, power_of_two)
     quantize = _op(quantize_tensorwise_both)
     rows, columns, scale = quantize(x_RC, dtype, scale, power_of_two, outputs)

@@ -6,14 +6,19 @@ goes over the graph of forward and backward together:
 * The input of the layer behind attention is a copy of what attention's backward reads anyway.
   Backward copies it again, and casts the copy in the direction that it needs, instead of saving
   copy or codes: 2 to 4 bytes an element moved for 1 or 2 saved.
+* SiLU x up, the input of the layer that reads it, is made element by element of two results that
+  their derivatives read anyway: it is made again in the kernel of these, and cast in the direction
+  that is needed.
 * Casts that `recompute_casts=True` left to backward stay there, and what makes their inputs from
   saved tensors, element by element, is computed again with them.
+
+What kernels then write over what they read last is the matter of `reuse.py`.
 
 A graph in which something is marked already (activation checkpointing) is left as it is.
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -29,21 +34,26 @@ aten = torch.ops.aten
 _SMALL = 16  # a tensor of fewer elements than a 16th of what is made of it is saved: of reductions
 
 
-def compile_options() -> dict[str, Any]:
-    """Options of `torch.compile` with which a float8 model trains in less memory (`save_less`):
+def compile_options(*, recompute: bool = True) -> dict[str, Any]:
+    """Options of `torch.compile` with which a float8 model trains in less memory:
 
     torch.compile(model, options=compile_options())
 
     For others beside them, `options={**compile_options(), ...}`.
+
+    Args:
+        recompute: also make again in backward what is made of saved tensors alone, for the least
+            memory (`save_less`; it also does what `recompute_casts=True` of a config promises).
+            Without, nothing is computed twice, and steps are the fastest (`write_in_place`).
     """
-    return {
-        "joint_custom_post_pass": _inductor_pass("save_less"),
-        "post_grad_custom_post_pass": _inductor_pass("write_in_place"),
-    }
+    options = {"post_grad_custom_post_pass": _inductor_pass(write_in_place)}
+    if recompute:
+        options["joint_custom_post_pass"] = _inductor_pass(save_less)
+    return options
 
 
 @cache
-def _inductor_pass(name: str) -> Any:
+def _inductor_pass(change: Callable[[fx.Graph], None]) -> Any:
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
     from . import graph as helpers
@@ -53,10 +63,10 @@ def _inductor_pass(name: str) -> Any:
 
     class Pass(CustomGraphPass):
         def __call__(self, graph: fx.Graph) -> None:
-            globals()[name](graph)
+            change(graph)
 
         def uuid(self) -> Any:
-            return get_hash_for_files(files, name)
+            return get_hash_for_files(files, change.__name__)
 
     return Pass()
 
@@ -69,18 +79,22 @@ def save_less(graph: fx.Graph) -> None:
     backward = _behind_tangents(graph)
     forward = _of_forward(graph, backward)
     for node in casts:
-        if node in backward or node.args[0].op != "call_function":  # of a gradient; of a weight
+        x = node.args[0]
+        if node in backward or x.op != "call_function":  # of a gradient; of a weight
             continue
-        copied = _copy_of_saved(node.args[0], backward)
         late = {user for user in node.users if user not in forward}
+        copied = _copy_of_saved(x, backward)
+        again: list[fx.Node] = []
         if len(late) == len(node.users):
-            _recompute(node)
-            for producer in list(_producers(node.args[0])):
-                _recompute(producer)
+            again = [node, *_producers(x)]
         elif copied is not None:
-            _recompute(copied)
+            again = [copied]
             if late:
                 _split(graph, node, late)
+        elif late and _is_of_saved(x, backward) and _split(graph, node, late):
+            again = list(_producers(x))
+        for each in again:
+            _recompute(each)
 
 
 def _behind_tangents(graph: fx.Graph) -> set[fx.Node]:
@@ -124,6 +138,29 @@ def _copy_of_saved(x: fx.Node, backward: set[fx.Node]) -> fx.Node | None:
     return None
 
 
+def _is_of_saved(x: fx.Node, backward: set[fx.Node]) -> bool:
+    """Whether x is made element by element, of nothing but results of its size that derivatives of
+    the same elements read in backward: SiLU x up. What also reads something smaller, that a
+    reduction gave (a norm), backward would make in a kernel of its own."""
+    made = list(_producers(x))
+    if not any(torch.Tag.pointwise in getattr(node.target, "tags", ()) for node in made):
+        return False
+    starts = {each for node in made for each in node.all_input_nodes} - set(made)
+    if any(numel(each) != numel(x) for each in starts):
+        return False
+    reads: dict[fx.Node, bool] = {}
+
+    def is_read(node: fx.Node) -> bool:
+        if node not in reads:
+            users = [
+                user for user in node.users if is_elementwise(user) and numel(user) == numel(x)
+            ]
+            reads[node] = any(user in backward or is_read(user) for user in users)
+        return reads[node]
+
+    return all(is_read(each) for each in starts)
+
+
 def _producers(x: fx.Node) -> Iterator[fx.Node]:
     """What makes x element by element, back to what is saved."""
     most, seen, pending = numel(x), set(), [x]
@@ -144,8 +181,9 @@ def _recompute(node: fx.Node) -> None:
     node.meta["ac_graph_id"] = 0
 
 
-def _split(graph: fx.Graph, node: fx.Node, late: set[fx.Node]) -> None:
-    """A cast in both directions as one by rows, and one by columns that backward computes."""
+def _split(graph: fx.Graph, node: fx.Node, late: set[fx.Node]) -> bool:
+    """A cast in both directions as one by rows, and one by columns that backward computes; whether
+    it was one."""
     schema = node.target._schema  # type: ignore[union-attr]
     arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     arguments |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
@@ -153,7 +191,7 @@ def _split(graph: fx.Graph, node: fx.Node, late: set[fx.Node]) -> None:
     names = [a.name for a in schema.arguments]
     n_columns = {3: (1,), 4: (2, 3)}[len(schema.returns)]  # which results are of the columns
     if arguments["outputs"] != "both" or any(user.args[1] not in n_columns for user in late):
-        return
+        return False
     made = {}
     for outputs in ("rows", "columns"):
         args = tuple({**arguments, "outputs": outputs}[name] for name in names)
@@ -168,3 +206,4 @@ def _split(graph: fx.Graph, node: fx.Node, late: set[fx.Node]) -> None:
         user.args = (made["columns" if user in late else "rows"], user.args[1])
         user.meta["val"] = user.args[0].meta["val"][user.args[1]]
     graph.erase_node(node)
+    return True

@@ -151,4 +151,3 @@ def _behind(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
     with value.fake_mode:
         never.meta["val"] = torch.empty_like(value, dtype=torch.bool)
     return made
-
