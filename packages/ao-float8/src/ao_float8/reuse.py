@@ -33,7 +33,7 @@ def write_in_place(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if is_cast(node):
             made = behind_views(node.args[0])
-            if made not in inputs and is_elementwise(made):
+            if made not in inputs and is_elementwise(made) and _is_static(made):
                 inputs.append(made)
     for made in inputs:
         if name_of(made) == "clone":
@@ -44,6 +44,11 @@ def write_in_place(graph: fx.Graph) -> None:
         for made in ordered:
             after = made if before is None else _behind(graph, made, before)
             before = _written(graph, after)
+
+
+def _is_static(node: fx.Node) -> bool:
+    """Whether sizes are known: what is inserted here could not take them from the graph."""
+    return all(isinstance(size, int) for size in node.meta["val"].shape)
 
 
 class _Result:
@@ -61,11 +66,11 @@ class _Result:
             if each is node or (is_elementwise(each) and each not in stops):
                 self.nodes.add(each)
                 pending.extend(each.all_input_nodes)
-            elif numel(each) == numel(node) and dtype_of(each) == dtype_of(node):
+            elif numel(each) == numel(node) and _dtype(each) == _dtype(node):
                 self.leaves.add(each)
 
 
-def dtype_of(node: fx.Node) -> torch.dtype | None:
+def _dtype(node: fx.Node) -> torch.dtype | None:
     value = node.meta.get("val")
     return value.dtype if isinstance(value, torch.Tensor) else None
 
@@ -79,7 +84,8 @@ def _groups(inputs: list[fx.Node]) -> list[list[_Result]]:
     groups: list[list[_Result]] = []
     for result in results:
         for group in groups:
-            if len(group) < _MOST and all(_fit(result, other) for other in group):
+            shared = any(result.leaves & other.leaves for other in group)
+            if shared and len(group) < _MOST and all(_fit(result, other) for other in group):
                 group.append(result)
                 break
         else:
@@ -88,10 +94,12 @@ def _groups(inputs: list[fx.Node]) -> list[list[_Result]]:
 
 
 def _fit(one: _Result, other: _Result) -> bool:
-    shapes = [each.node.meta["val"].shape for each in (one, other)]
+    """Whether one kernel can make both: alike, and neither needs the other."""
+    values = [each.node.meta["val"] for each in (one, other)]
     return (
-        bool(one.leaves & other.leaves)
-        and shapes[0][-1] == shapes[1][-1]
+        values[0].dtype == values[1].dtype
+        and values[0].shape[-1] == values[1].shape[-1]
+        and numel(one.node) == numel(other.node)
         and not _reaches(one.node, other.node)
         and not _reaches(other.node, one.node)
     )
