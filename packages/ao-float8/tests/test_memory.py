@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import joint_graph_passes
-from torch._inductor.utils import run_fw_bw_and_get_code
+from torch._inductor.utils import fresh_inductor_cache, run_fw_bw_and_get_code
 from torch.utils.checkpoint import checkpoint
 
 from ao_float8 import (
@@ -261,13 +261,13 @@ def test_options_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         change = functools.partial(lambda name, graph: calls.append(name), name)
         change.__name__ = name  # type: ignore[attr-defined]
         monkeypatch.setattr(recomputation, name, change)
-    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", False)
     for recompute in (False, True):
         x = torch.randn(8, 32, requires_grad=True)
         calls.clear()
         torch._dynamo.reset()
-        options = compile_options(recompute=recompute)
-        torch.compile(nn.Linear(32, 16), options=options)(x).sum().backward()
+        run = torch.compile(nn.Linear(32, 16), options=compile_options(recompute=recompute))
+        with fresh_inductor_cache():
+            run(x).sum().backward()
         assert calls == ["save_less"] * recompute + ["write_in_place"] * 2
     assert torch._inductor.config.joint_custom_post_pass is None
     assert torch._inductor.config.post_grad_custom_post_pass is None
