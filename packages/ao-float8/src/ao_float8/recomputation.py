@@ -142,23 +142,40 @@ def _is_of_saved(x: fx.Node, backward: set[fx.Node]) -> bool:
     """Whether x is made element by element, of nothing but results of its size that derivatives of
     the same elements read in backward: SiLU x up. What also reads something smaller, that a
     reduction gave (a norm), backward would make in a kernel of its own."""
-    made = list(_producers(x))
+    made = set(_producers(x))
     if not any(torch.Tag.pointwise in getattr(node.target, "tags", ()) for node in made):
         return False
-    starts = {each for node in made for each in node.all_input_nodes} - set(made)
+    starts = {each for node in made for each in node.all_input_nodes} - made
     if any(numel(each) != numel(x) for each in starts):
         return False
-    reads: dict[fx.Node, bool] = {}
+    alike = _made_of(starts, numel(x), backward)
+    return all(_is_read(each, alike, backward) for each in starts)
 
-    def is_read(node: fx.Node) -> bool:
-        if node not in reads:
-            users = [
-                user for user in node.users if is_elementwise(user) and numel(user) == numel(x)
-            ]
-            reads[node] = any(user in backward or is_read(user) for user in users)
-        return reads[node]
 
-    return all(is_read(each) for each in starts)
+def _made_of(starts: set[fx.Node], size: int, backward: set[fx.Node]) -> set[fx.Node]:
+    """These, and what forward or backward makes element by element of them alone."""
+    found, pending = set(starts), list(starts)
+    while pending:
+        for user in pending.pop().users:
+            if user in found or user in backward or not is_elementwise(user):
+                continue
+            if all(each in found for each in user.all_input_nodes if numel(each) == size):
+                found.add(user)
+                pending.append(user)
+    return found
+
+
+def _is_read(start: fx.Node, alike: set[fx.Node], backward: set[fx.Node]) -> bool:
+    """Whether a derivative reads it, or what is made of it alone."""
+    seen, pending = {start}, [start]
+    while pending:
+        for user in pending.pop().users:
+            if user in backward and is_elementwise(user):
+                return True
+            if user in alike and user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return False
 
 
 def _producers(x: fx.Node) -> Iterator[fx.Node]:
