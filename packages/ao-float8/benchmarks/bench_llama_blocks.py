@@ -10,7 +10,7 @@ in every pass, except by the sides named "step", which find them cast by an earl
 micro-batches of a step but the first do; sides named "recast" save inputs and weights as they are,
 and cast them again in backward. Peak memory counts the side's own weights, codes that it
 keeps, and what a pass allocates. Ours are compiled with `ao_float8.compile_options()`, except by
-the sides named "plain".
+the sides named "saved", with `compile_options(recompute=False)`, and "plain", without options.
 
 The last table says what the kernels of one pass were, by their names.
 """
@@ -73,7 +73,7 @@ class Stack(nn.Module):
 def ours(recipe: str, cache: str, emulate: bool) -> Callable[[nn.Module], object]:
     config = dataclasses.replace(
         Float8LinearConfig.from_recipe_name(recipe),
-        weight_cache={"recast": "off", "plain": "pass"}.get(cache, cache),
+        weight_cache={"recast": "off", "plain": "pass", "saved": "pass"}.get(cache, cache),
         recompute_casts=cache == "recast",
         emulate=emulate,
     )
@@ -110,7 +110,7 @@ def compile_blocks(model: Stack, name: str) -> None:
     forward = Block.forward
     own = types.FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__)
     plain = name == "bf16" or name.startswith("torchao") or name.endswith(":plain")
-    options = None if plain else compile_options()
+    options = None if plain else compile_options(recompute=not name.endswith(":saved"))
     compiled = torch.compile(own, fullgraph=not name.startswith("torchao"), options=options)
     for block in model.blocks:
         block.forward = types.MethodType(compiled, block)
@@ -256,7 +256,7 @@ def main() -> None:
         "--sides",
         nargs="+",
         default=[*RECIPES, "tensorwise:step", "tensorwise:recast", "rowwise:recast"],
-        help="recipe, or recipe:cache, recipe:recast, recipe:plain",
+        help="recipe, or recipe:cache, recipe:recast, recipe:saved, recipe:plain",
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--keep-going", action="store_true", help="leave out sides that fail")

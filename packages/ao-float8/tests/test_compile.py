@@ -75,6 +75,18 @@ def test_other_caches(changes: dict) -> None:
             module.weight.mul_(1.5)
 
 
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_dynamic(recipe: str) -> None:
+    """Two layers: what is a number of a module's to Dynamo, one layer would not show."""
+    module = nn.Sequential(layer(32, 48, emulated(recipe)), layer(48, 16, emulated(recipe)))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (24, 40):
+        x, dy = torch.randn(n, 32), torch.randn(n, 16)
+        both = results(compiled, module, x, dy), results(module, module, x, dy)
+        for one, other in zip(*both, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_autocast() -> None:
     module = layer(32, 16)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

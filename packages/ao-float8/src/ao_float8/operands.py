@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ao_core.numerics import TINY, next_power_of_two
+from ao_core.numerics import next_power_of_two
 from ao_kernels.ops import (
     float8_matmul,
     int8_matmul,
@@ -84,7 +84,8 @@ def scale_of(x: Tensor, dtype: torch.dtype, power_of_two: bool) -> Tensor:
     scale = amax / torch.full_like(amax, torch.finfo(dtype).max)
     # NaN for inf and NaN, without a NaN in the graph: it equals nothing, and equal graphs of two
     # layers would not be merged
-    scale = scale.clamp(min=TINY) + (scale - scale)
+    tiny = torch.finfo(torch.float32).tiny  # no global: compile(dynamic=True) makes those inputs
+    scale = scale.clamp(min=tiny) + (scale - scale)
     return next_power_of_two(scale) if power_of_two else scale
 
 
@@ -96,8 +97,9 @@ def _tensorwise(
     scale: Tensor | None,
     is_weight: bool,
 ) -> Codes:
-    if scale is None and is_compiling():
-        # in the open, so that the compiler finds the largest magnitude where x is made
+    if scale is None and is_compiling() and not is_weight:
+        # in the open, so that the compiler finds the largest magnitude where x is made; a weight is
+        # not made there, and the kernel for it reads faster (docs/decisions/0031)
         scale = scale_of(x_RC, dtype, power_of_two)
     quantize = _op(quantize_tensorwise_both)
     rows, columns, scale = quantize(x_RC, dtype, scale, power_of_two, outputs)
