@@ -47,7 +47,8 @@ from ao_float8.linear import Float8Linear  # noqa: E402
 RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp", "blockwise")
 TORCHAO = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 KINDS = {  # of kernels, by their names; the first that matches
-    "casts": r"quantize|_peaks|_scales|_amax|abs|casts::",  # torchao's have other names without a compiler
+    # torchao's have other names without a compiler
+    "casts": r"quantize|_peaks|_scales|_amax|abs|casts::",
     "attention": r"flash|attention|fmha|sdpa",
     "products": r"gemm|nvjet|cutlass|xmma|sm90_|cublas|matmul|_scaled_mm",
     "rest": r"",

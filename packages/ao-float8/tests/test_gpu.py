@@ -145,12 +145,13 @@ def test_compiled_backward_writes_over_what_it_reads(recipe: str) -> None:
     M, width, wide = 4096, 512, 2048
     torch.manual_seed(0)
     model = GatedMLP(width, wide).to("cuda", torch.bfloat16)
+    x = torch.randn(M, width, device="cuda", dtype=torch.bfloat16)
+    dy = torch.randn_like(x)
+    exact = results(model, x, dy)
     convert_to_float8_training(
         model, config=RECIPES[recipe], module_filter_fn=lambda module, name: True
     )
-    x = torch.randn(M, width, device="cuda", dtype=torch.bfloat16)
-    dy = torch.randn_like(x)
-    wanted = results(model, x, dy)
+    errors = [(a - b).norm() for a, b in zip(results(model, x, dy), exact, strict=True)]
     peaks = {}
     recompute = {k: v for k, v in compile_options().items() if k.startswith("joint")}
     for name, options in (
@@ -161,8 +162,8 @@ def test_compiled_backward_writes_over_what_it_reads(recipe: str) -> None:
     ):
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, options=options)
-        for one, other in zip(results(compiled, x, dy), wanted, strict=True):
-            assert (one - other).norm() <= 2e-2 * other.norm()  # a fused SiLU rounds otherwise
+        for one, other, error in zip(results(compiled, x, dy), exact, errors, strict=True):
+            assert (one - other).norm() <= 1.05 * error  # a fused SiLU rounds to other codes
         del one, other
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
