@@ -144,13 +144,3 @@ class TestOnGpu(Products):
             a.view(torch.uint8).copy_(a.view(torch.uint8).flip(0).clone())
             graph.replay()
             assert torch.equal(found, float8_matmul(a, *others))
-
-    def test_the_library_takes_rows_of_scales_of_any_length(self) -> None:
-        """Those of 11008 features, say, are 86 scales long."""
-        if torch.cuda.get_device_capability() != (9, 0):
-            pytest.skip("blocks go to the library on sm_90")
-        for name, args, exact, size in products([(256, 640, 128 * n) for n in (1, 3, 5, 86)]):
-            if "128x128" in name and "1x128" in name:
-                chosen = float8_matmul.choice(*(a.cuda() for a in args)).kernel
-                assert chosen == "triton:library", name
-                self.check(name, (*args, None, torch.float32), exact, size)

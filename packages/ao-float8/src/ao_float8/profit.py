@@ -8,8 +8,9 @@ Between measured points the logarithm of the ratio is linear in the logarithms o
 outside of the grid the nearest point stands. A layer is converted where the ratio is at least
 `LEAST`.
 
-Where blocks of 128 do not divide M, N or K, a Triton kernel multiplies, at half the speed of the
-libraries: such layers stay in bfloat16, whatever a table says of their neighbours.
+Blocks of 128 x 128 go to the library where 512 divides N and K, and 128 divides M. Elsewhere a
+Triton kernel multiplies, at half the speed: such layers stay in bfloat16, whatever a table says of
+their neighbours.
 
 Without a table, times are counted: floating-point operations over what a Hopper GPU's libraries
 reach, bytes of the casts over its bandwidth, and a constant a launch.
@@ -35,7 +36,7 @@ __all__ = ["LEAST", "TOKENS", "Verdict", "judge", "path_of"]
 LEAST = 1.03  # closer than this is noise
 TOKENS = 8192  # a forward pass of one GPU, where the caller does not say
 FORMAT = 1
-_UNDIVIDED = 0.6  # measured (H200) where 128 x 128 scales kept 11008 x 11008 from the library
+_UNDIVIDED = 0.6  # 11008 x 11008, measured on an H200
 _FOLDER = Path(__file__).parent / "tuned"
 
 Point = tuple[int, int, int]
@@ -70,9 +71,9 @@ def judge(
     name = _gpu(device)
     recipe = _recipe(config)
     ratios = None if name is None or recipe is None else _table(name).get(recipe)
-    divided = config.scaling != "blockwise" or all(n % BLOCK == 0 for n in (tokens, N, K))
-    if not divided:
-        ratio, source = _UNDIVIDED, f"blocks of {BLOCK} do not divide it; of 11008 x 11008"
+    divides = tokens % BLOCK == 0 and N % (4 * BLOCK) == 0 and K % (4 * BLOCK) == 0
+    if config.scaling == "blockwise" and not divides:
+        ratio, source = _UNDIVIDED, f"{4 * BLOCK} divides not both sizes, or {BLOCK} not the tokens"
     elif ratios:
         ratio, source = _between(ratios, (tokens, N, K)), f"measured on {name}"
     else:

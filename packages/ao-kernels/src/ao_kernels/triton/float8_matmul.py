@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ao_kernels.cpu.weight import dense
@@ -96,6 +95,8 @@ def _library_supports(
         )
     if kinds == ("128x128", "128x128"):
         return "torch._scaled_mm does not multiply blocks of 128 x 128 by such"
+    if "128x128" in kinds and K % (4 * BLOCK):
+        return f"K is {K}; torch._scaled_mm wants the rows of scales in multiples of 16 bytes"
     return None
 
 
@@ -106,11 +107,9 @@ def _by_rows(scale: Tensor, n_rows: int) -> Tensor:
 
 
 def _by_blocks(codes: Tensor, scale: Tensor, kind: str | None) -> Tensor:
-    """As the library takes it: (R, G) column by column, or (H, G) with rows that begin at multiples
-    of 16 bytes."""
+    """As the library takes it: (R, G) column by column, or (H, G)."""
     if kind == "128x128":
-        G = scale.shape[1]
-        return scale.contiguous() if G % 4 == 0 else F.pad(scale, (0, -G % 4))[:, :G]
+        return scale.contiguous()
     if kind != "1x128":
         R, K = codes.shape
         scale = scale.reshape(-1, 1).expand(R, -(-K // BLOCK))
