@@ -159,3 +159,6 @@ def test_what_is_left_to_other_kernels() -> None:
         ((x, E4M3, False, "rows"), "rows alone take one pass over x in Triton"),
     ]:
         assert reason in quantize_rowwise_both.why_not(*args)["cuda"]
+    for outputs in ("all", None):
+        with pytest.raises(ValueError, match=f"outputs is {outputs!r}, not 'both' or 'rows' or"):
+            quantize_rowwise_both(x, E4M3, False, outputs)

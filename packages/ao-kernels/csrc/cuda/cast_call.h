@@ -11,9 +11,12 @@ namespace ao::casts {
 // A cast that a kernel takes. `swapped`: x came transposed, so that rows of the cast are columns of the results.
 class Call {
  public:
-  // x, its dtype of codes, whether scales are powers of two, and what is wanted. False: the kernels do not take these as they are.
-  bool read(PyObject* x, PyObject* dtype, PyObject* power_of_two, PyObject* outputs) {
-    if (!read_tensor(x, &x_, DeviceType::cuda) || !read_code_dtype(dtype) || !read_bool(power_of_two) || !read_outputs(outputs)) return false;
+  // x, its dtype of codes, and, as far as they are given, whether scales are powers of two and what is wanted. False: the kernels do not take
+  // these as they are.
+  bool read(PyObject* x, PyObject* dtype, PyObject* const* options, Py_ssize_t n_options) {
+    if (!read_tensor(x, &x_, DeviceType::cuda) || !read_code_dtype(dtype) || (n_options > 0 && !read_bool(options[0])) ||
+        (n_options > 1 && !read_outputs(options[1])))
+      return false;
     if (x_.ndim != 2 || (x_.dtype != DType::bf16 && x_.dtype != DType::f16)) return false;
     for (int d = 0; d < 2; ++d)
       if (x_.shape[d] < 1 || x_.shape[d] >= int64_t{1} << 30) return false;
@@ -55,11 +58,10 @@ class Call {
 
   bool read_bool(PyObject* object) {
     cast.power_of_two = object == Py_True;
-    return object == Py_None || PyBool_Check(object);
+    return PyBool_Check(object);
   }
 
   bool read_outputs(PyObject* object) {
-    if (object == Py_None) return straight_ = transposed_ = true;
     Py_ssize_t size = 0;
     const char* const text = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
     if (!text) return PyErr_Clear(), false;
@@ -70,7 +72,7 @@ class Call {
   }
 
   Tensor x_{};
-  bool straight_ = false, transposed_ = false;
+  bool straight_ = true, transposed_ = true;
 };
 
 // Results of a call, which it owns until they are handed over.

@@ -6,7 +6,7 @@ using ao::casts::Call;
 static PyObject* quantize_block_both(PyObject*, PyObject* const* args, Py_ssize_t n_args) {
   Call call;
   int64_t block_rows, block_columns;
-  if (n_args < 5 || n_args > 7 || !call.read(args[1], args[2], ao::argument(args, n_args, 5), ao::argument(args, n_args, 6)) ||
+  if (n_args < 5 || n_args > 7 || !call.read(args[1], args[2], args + 5, n_args - 5) ||
       !ao::read_int(args[3], &block_rows) || !ao::read_int(args[4], &block_columns) || block_columns != ao::casts::kTile ||
       (block_rows != 1 && block_rows != ao::casts::kTile))
     return ao::not_implemented();

@@ -6,7 +6,7 @@ using ao::casts::Call;
 static PyObject* quantize_grouped_both(PyObject*, PyObject* const* args, Py_ssize_t n_args) {
   Call call;
   ao::Tensor offsets;
-  if (n_args < 4 || n_args > 6 || !call.read(args[1], args[2], ao::argument(args, n_args, 4), ao::argument(args, n_args, 5)) ||
+  if (n_args < 4 || n_args > 6 || !call.read(args[1], args[2], args + 4, n_args - 4) ||
       call.swapped || !call.by_column || !ao::read_tensor(args[3], &offsets, ao::DeviceType::cuda) || offsets.device != call.device_index() ||
       offsets.dtype != ao::DType::i32 || offsets.ndim != 1 || !offsets.contiguous() || offsets.shape[0] < 1 || offsets.shape[0] > ao::kMostExperts)
     return ao::not_implemented();

@@ -5,7 +5,7 @@ using ao::casts::Call;
 
 static PyObject* quantize_rowwise_both(PyObject*, PyObject* const* args, Py_ssize_t n_args) {
   Call call;
-  if (n_args < 3 || n_args > 5 || !call.read(args[1], args[2], ao::argument(args, n_args, 3), ao::argument(args, n_args, 4)) || !call.by_column)
+  if (n_args < 3 || n_args > 5 || !call.read(args[1], args[2], args + 3, n_args - 3) || !call.by_column)
     return ao::not_implemented();
   ao::casts::Cast& cast = call.cast;
   cast.scales = ao::casts::Scales::vectors;
