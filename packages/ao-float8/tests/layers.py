@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ao_core import mx
 from ao_core.numerics import dequantize_float8, quantize_blocks
-from ao_float8 import Float8Linear, Float8LinearConfig, operands
+from ao_float8 import Float8Linear, Float8LinearConfig, float8_checkpoint_contexts, operands
 from ao_float8.config import RECIPES
 from ao_kernels.registry import Op
 
@@ -33,6 +35,17 @@ def layer(
 ) -> Float8Linear:
     linear = nn.Linear(K, N, bias=bias, dtype=dtype)
     return Float8Linear.from_float(linear, config or emulated())
+
+
+# Ways to run a block: run(block, x)
+CHECKPOINTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "": lambda block, x: block(x),
+    "reentrant": functools.partial(checkpoint, use_reentrant=True),
+    "plain": functools.partial(checkpoint, use_reentrant=False),
+    "selective": functools.partial(
+        checkpoint, use_reentrant=False, context_fn=float8_checkpoint_contexts
+    ),
+}
 
 
 def image(x_RC: Tensor, config: Float8LinearConfig, role: str, *, columns: bool = False) -> Tensor:

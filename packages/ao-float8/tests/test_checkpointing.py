@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
-from layers import EMULATED, computed, counted, emulated, layer
+from layers import CHECKPOINTS, EMULATED, computed, counted, emulated, layer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ao_float8 import Float8LinearConfig, float8_checkpoint_contexts
+from ao_float8 import Float8LinearConfig
 
 
 class Block(nn.Module):
@@ -33,16 +30,8 @@ class Net(nn.Module):
         self.how = how
 
     def forward(self, x: Tensor) -> Tensor:
-        run = {
-            "": lambda block, x: block(x),
-            "reentrant": functools.partial(checkpoint, use_reentrant=True),
-            "plain": functools.partial(checkpoint, use_reentrant=False),
-            "selective": functools.partial(
-                checkpoint, use_reentrant=False, context_fn=float8_checkpoint_contexts
-            ),
-        }[self.how]
         for block in self.blocks:
-            x = run(block, x)
+            x = CHECKPOINTS[self.how](block, x)
         return x
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from layers import computed, counted, emulated
+from layers import CHECKPOINTS, computed, counted, emulated
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ao_float8 import float8_checkpoint_contexts
 from ao_float8.experts import (
     Float8Experts,
     convert_experts_to_float8_training,
@@ -47,16 +44,8 @@ class Net(nn.Module):
         convert_experts_to_float8_training(self, config=emulated(recipe, weight_cache=cache))
 
     def forward(self, x: Tensor) -> Tensor:
-        run = {
-            "": lambda block, x: block(x),
-            "reentrant": functools.partial(checkpoint, use_reentrant=True),
-            "plain": functools.partial(checkpoint, use_reentrant=False),
-            "selective": functools.partial(
-                checkpoint, use_reentrant=False, context_fn=float8_checkpoint_contexts
-            ),
-        }[self.how]
         for block in self.blocks:
-            x = run(block, x)
+            x = CHECKPOINTS[self.how](block, x)
         return x
 
 
