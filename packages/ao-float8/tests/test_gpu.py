@@ -151,7 +151,8 @@ def test_compiled_backward_writes_over_what_it_reads(recipe: str) -> None:
     convert_to_float8_training(
         model, config=RECIPES[recipe], module_filter_fn=lambda module, name: True
     )
-    errors = [(a - b).norm() for a, b in zip(results(model, x, dy), exact, strict=True)]
+    eager = results(model, x, dy)
+    errors = [(a - b).norm() for a, b in zip(eager, exact, strict=True)]
     peaks = {}
     recompute = {k: v for k, v in compile_options().items() if k.startswith("joint")}
     for name, options in (
@@ -162,9 +163,13 @@ def test_compiled_backward_writes_over_what_it_reads(recipe: str) -> None:
     ):
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, options=options)
-        for one, other, error in zip(results(compiled, x, dy), exact, errors, strict=True):
-            assert (one - other).norm() <= 1.05 * error  # a fused SiLU rounds to other codes
-        del one, other
+        found = results(compiled, x, dy)
+        for one, other, error in zip(found, exact, errors, strict=True):
+            assert (one - other).norm() <= 1.05 * error
+        if recipe != "tensorwise":  # whose gradients, in e5m2, are twice as coarse
+            for one, other in zip(found, eager, strict=True):
+                assert (one - other).norm() <= 2e-2 * other.norm()  # a fused SiLU rounds otherwise
+        del found, one, other
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
